@@ -1,0 +1,58 @@
+"""The bytes that tie a piece of evidence to one challenge, one key request and one device. Used by both sides.
+
+What goes in: the label (which message this is), the service's name (so that evidence cannot be relayed to another
+service), the nonce (freshness), the hash of the CSR (so that the CSR cannot be swapped), the AK's Name (so that
+evidence cannot change hands) and the enrollment's id (so that it answers one request only).
+"""
+
+import hashlib
+import hmac
+from typing import Literal
+
+Flow = Literal["enroll", "rotate", "attest"]
+Part = Literal["quote", "certify", "activate"]
+
+_LABELS: dict[tuple[Flow, Part], bytes] = {
+    ("enroll", "quote"): b"muster/v1/quote",
+    ("enroll", "certify"): b"muster/v1/certify",
+    ("enroll", "activate"): b"muster/v1/activate",
+    ("rotate", "quote"): b"muster/v1/rotate/quote",
+    ("rotate", "certify"): b"muster/v1/rotate/certify",
+    ("rotate", "activate"): b"muster/v1/rotate/activate",
+    ("attest", "quote"): b"muster/v1/attest/quote",
+    ("attest", "activate"): b"muster/v1/attest/activate",
+}
+_AK_LABEL = b"muster/v1/ak"
+
+
+def binding(
+    flow: Flow, part: Part, *, audience: str, nonce: bytes, csr: bytes, ak_name: bytes, enrollment_id: str
+) -> bytes:
+    """The 32 bytes that a TPM signs as extraData (`quote`, `certify`), or that the activation proof covers.
+
+    Every input is length-prefixed: no two different inputs give the same bytes to hash. `csr` is DER, empty where
+    no certificate is asked for (`attest`).
+    """
+    parts = (
+        _LABELS[flow, part],
+        audience.encode(),
+        nonce,
+        hashlib.sha256(csr).digest(),
+        ak_name,
+        enrollment_id.encode(),
+    )
+    return hashlib.sha256(_prefixed(parts)).digest()
+
+
+def activation_proof(secret: bytes, bound: bytes) -> bytes:
+    """Proof that its maker opened the credential: HMAC-SHA-256 by the secret in it, over `binding(…, "activate")`."""
+    return hmac.digest(secret, bound, "sha256")
+
+
+def ak_unique(audience: str, ownership_epoch: int) -> bytes:
+    """The `unique` field of the AK's template: another service, or another owner, sees an unlinkable AK."""
+    return hashlib.sha256(_prefixed((_AK_LABEL, audience.encode(), ownership_epoch.to_bytes(8, "big")))).digest()
+
+
+def _prefixed(parts: tuple[bytes, ...]) -> bytes:
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -1,0 +1,301 @@
+"""Strict JSON <-> frozen dataclass: sizes first, then types, then nothing unknown.
+
+The annotation of a field is its whole rule. Understood are `str`, `int`, `bool`, `bytes` (base64url without
+padding), `datetime` (RFC 3339, UTC, `Z`), `Literal[...]`, `T | None`, `tuple[T, ...]`, `dict[str, T]`, other
+dataclasses, and `Annotated[T, Cap(n)]`, which bounds the length of a text, a byte string, a tuple or a dict.
+
+A decoded message has the right shape. That is all: nothing in it is authentic, in range or true.
+"""
+
+import base64
+import binascii
+import dataclasses
+import json
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+MAX_DEPTH = 16
+MAX_TEXT = 4096
+MAX_ITEMS = 256
+MAX_INT = 2**63 - 1
+
+
+class MalformedMessage(ValueError):
+    """The bytes are not a message of this type. `where` is the path of the field, e.g. `quote.attest`."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where or 'message'}: {why}")
+        self.where = where
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """The most that a field may hold: characters, bytes or items."""
+
+    most: int
+
+
+def encode(message: Any) -> bytes:
+    """The message as canonical JSON: sorted keys, no spaces, `None` left out."""
+    return json.dumps(to_json(message), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def decode(cls: type[T], data: bytes, *, limit: int, ignore_unknown: bool = False) -> T:
+    """A message of `cls` out of untrusted bytes.
+
+    `limit` is in bytes and is judged before anything is parsed. `ignore_unknown` is for the agent, which must
+    live with a newer service; fields that a response names in `crit` are its caller's to check.
+
+    Raises: MalformedMessage.
+    """
+    return load(cls, parse_json(data, limit=limit), ignore_unknown=ignore_unknown)
+
+
+def parse_json(data: bytes, *, limit: int) -> Any:
+    """JSON out of untrusted bytes: no duplicate names, no NaN, bounded depth and numbers (RFC 8259, I-JSON)."""
+    if len(data) > limit:
+        raise MalformedMessage("", f"is {len(data)} bytes, more than {limit}")
+    try:
+        text = data.decode("utf-8")
+        if _depth(text) > MAX_DEPTH:
+            raise MalformedMessage("", f"is nested deeper than {MAX_DEPTH}")
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MalformedMessage("", "is not UTF-8 JSON") from error
+
+
+def load(cls: type[T], value: Any, *, ignore_unknown: bool = False, where: str = "") -> T:
+    """A message of `cls` out of parsed JSON (or TOML). Raises: MalformedMessage."""
+    result: T = _loader(cls, ignore_unknown)(value, where)
+    return result
+
+
+def to_json(value: Any) -> Any:
+    """The value as what `json.dumps` takes."""
+    if dataclasses.is_dataclass(value):
+        fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: to_json(item) for name, item in fields if item is not None}
+    if isinstance(value, bytes):
+        return b64url(value)
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return value
+
+
+def b64url(data: bytes) -> str:
+    """Base64url without padding (RFC 4648 section 5)."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def unb64url(text: str) -> bytes:
+    """The bytes of canonical base64url without padding. Raises: ValueError."""
+    data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    if b64url(data) != text:
+        msg = "not canonical base64url"
+        raise ValueError(msg)
+    return data
+
+
+def rfc3339(moment: datetime) -> str:
+    """The moment in UTC to the second, as `2026-11-21T12:00:00Z`."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_rfc3339(text: str) -> datetime:
+    """The inverse of `rfc3339`, nothing else. Raises: ValueError."""
+    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    if rfc3339(moment) != text:
+        msg = "not RFC 3339 in UTC with seconds"
+        raise ValueError(msg)
+    return moment
+
+
+_Loader = Callable[[Any, str], Any]
+
+
+@cache
+def _loader(hint: Any, ignore_unknown: bool) -> _Loader:
+    if get_origin(hint) is Annotated:
+        base, *notes = get_args(hint)
+        cap = next(note.most for note in notes if isinstance(note, Cap))
+        return _value_loader(base, cap, ignore_unknown)
+    return _value_loader(hint, None, ignore_unknown)
+
+
+def _value_loader(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _optional(hint, cap, ignore_unknown)
+    if origin is Literal:
+        return _literal(get_args(hint))
+    if origin is tuple:
+        return _tuple(_loader(get_args(hint)[0], ignore_unknown), cap or MAX_ITEMS)
+    if origin is dict:
+        return _dict(_loader(get_args(hint)[1], ignore_unknown), cap or MAX_ITEMS)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, ignore_unknown)
+    scalars: dict[Any, _Loader] = {
+        str: _text(cap or MAX_TEXT),
+        bytes: _bytes(cap or MAX_TEXT),
+        int: _int,
+        bool: _bool,
+        datetime: _datetime,
+    }
+    return scalars[hint]
+
+
+def _optional(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader:
+    (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
+    loader = _loader(inner, ignore_unknown) if cap is None else _value_loader(inner, cap, ignore_unknown)
+    return lambda value, where: None if value is None else loader(value, where)
+
+
+def _literal(allowed: tuple[Any, ...]) -> _Loader:
+    def loader(value: Any, where: str) -> Any:
+        if not any(value == option and type(value) is type(option) for option in allowed):
+            raise MalformedMessage(where, "is not one of " + ", ".join(map(str, allowed)))
+        return value
+
+    return loader
+
+
+def _text(cap: int) -> _Loader:
+    def loader(value: Any, where: str) -> str:
+        if not isinstance(value, str):
+            raise MalformedMessage(where, "is not a text")
+        if len(value) > cap:
+            raise MalformedMessage(where, f"is {len(value)} characters, more than {cap}")
+        if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise MalformedMessage(where, "has a character that no database stores")
+        return value
+
+    return loader
+
+
+def _bytes(cap: int) -> _Loader:
+    def loader(value: Any, where: str) -> bytes:
+        if not isinstance(value, str):
+            raise MalformedMessage(where, "is not base64url text")
+        if len(value) > (cap * 4 + 2) // 3:
+            raise MalformedMessage(where, f"is more than {cap} bytes")
+        try:
+            return unb64url(value)
+        except (binascii.Error, ValueError) as error:
+            raise MalformedMessage(where, "is not base64url without padding") from error
+
+    return loader
+
+
+def _int(value: Any, where: str) -> int:
+    if type(value) is not int or not -MAX_INT - 1 <= value <= MAX_INT:
+        raise MalformedMessage(where, "is not an integer of 64 bits")
+    return value
+
+
+def _bool(value: Any, where: str) -> bool:
+    if type(value) is not bool:
+        raise MalformedMessage(where, "is not true or false")
+    return value
+
+
+def _datetime(value: Any, where: str) -> datetime:
+    try:
+        return parse_rfc3339(value)
+    except (TypeError, ValueError) as error:
+        raise MalformedMessage(where, "is not a time like 2026-11-21T12:00:00Z") from error
+
+
+def _tuple(item: _Loader, cap: int) -> _Loader:
+    def loader(value: Any, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise MalformedMessage(where, "is not a list")
+        if len(value) > cap:
+            raise MalformedMessage(where, f"has {len(value)} items, more than {cap}")
+        return tuple(item(entry, f"{where}[{number}]") for number, entry in enumerate(value))
+
+    return loader
+
+
+def _dict(item: _Loader, cap: int) -> _Loader:
+    def loader(value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise MalformedMessage(where, "is not an object")
+        if len(value) > cap:
+            raise MalformedMessage(where, f"has {len(value)} items, more than {cap}")
+        return {_text(MAX_TEXT)(key, where): item(entry, f"{where}.{key}") for key, entry in value.items()}
+
+    return loader
+
+
+def _dataclass(cls: Any, ignore_unknown: bool) -> _Loader:
+    hints = get_type_hints(cls, include_extras=True)
+    fields = {f.name: _loader(hints[f.name], ignore_unknown) for f in dataclasses.fields(cls) if f.init}
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+
+    def loader(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise MalformedMessage(where, "is not an object")
+        prefix = f"{where}." if where else ""
+        if missing := sorted(required - value.keys()):
+            raise MalformedMessage(prefix + missing[0], "is missing")
+        if not ignore_unknown and (unknown := sorted(value.keys() - fields.keys())):
+            raise MalformedMessage(prefix + unknown[0][:64], "is not a field of this message")
+        return cls(**{name: fields[name](entry, prefix + name) for name, entry in value.items() if name in fields})
+
+    return loader
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise MalformedMessage("", "names a field twice")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise MalformedMessage("", f"holds {name}, which is not JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:  # int() of a long text is quadratic; 64 bits need 20 characters
+        raise MalformedMessage("", "holds an integer of more than 64 bits")
+    return int(digits)
+
+
+def _depth(text: str) -> int:
+    """An upper bound of the nesting, in one pass of C speed: json.loads recurses once a level."""
+    depth = deepest = 0
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return 0
+    in_string = escaped = False
+    for character in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                in_string = False
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
