@@ -1,0 +1,1 @@
+"""The service: registers, verifies, issues, rotates, revokes and records."""

@@ -1,0 +1,454 @@
+"""One class for each thing that is refused. A class names the check; an instance says expected and actual.
+
+The device and the client learn `problem`, `code` and `title`. `expected`, `actual` and `findings` are the operator's
+(`muster explain`, audit). `cure` says what would make the request pass. Codes are stable: a code is never reused.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from wire.problems import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One mismatch that a person must fix: `what` (a PCR, an event, a field), expected and actual, as text."""
+
+    what: str
+    expected: str
+    actual: str
+
+
+class Refusal(Exception):  # noqa: N818  a refusal is an answer, not an error
+    """Something from outside was refused, by name."""
+
+    code: ClassVar[str]
+    problem: ClassVar[Problem]
+    title: ClassVar[str]
+    cure: ClassVar[str] = ""
+    check: ClassVar[int | None] = None
+    """The number in the table of checks (docs/protocol.md, section 1)."""
+
+    def __init__(self, *, expected: object = "", actual: object = "", findings: tuple[Finding, ...] = ()) -> None:
+        super().__init__(self.title)
+        self.expected = _text(expected)
+        self.actual = _text(actual)
+        self.findings = findings
+
+
+def _text(value: object) -> str:
+    """Hex for bytes; control characters escaped, so that a hostile field cannot forge a line of a log."""
+    text = value.hex() if isinstance(value, bytes) else str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)[:2000]
+
+
+# --- the request itself (check 1) ---------------------------------------------------------------------------------
+
+
+class RequestMalformed(Refusal):
+    code, problem, check = "MUSTER-REQ-001", Problem.MALFORMED, 1
+    title = "The request is not a message of this protocol"
+    cure = "Send the fields that docs/protocol.md names, and no others."
+
+
+class RequestTooLarge(Refusal):
+    code, problem, check = "MUSTER-REQ-002", Problem.TOO_LARGE, 1
+    title = "The request is larger than its cap"
+    cure = "Stay under the caps that docs/protocol.md names."
+
+
+class StructureMalformed(Refusal):
+    code, problem, check = "MUSTER-REQ-003", Problem.MALFORMED, 1
+    title = "A TPM structure is malformed"
+    cure = "Send the TPM's own bytes, complete and with nothing behind them."
+
+
+class AlgorithmRefused(Refusal):
+    code, problem, check = "MUSTER-REQ-004", Problem.ATTESTATION_REFUSED, 1
+    title = "An algorithm, curve or parameter is not on the allow-list"
+    cure = "Use SHA-256 or stronger, RSA of 2048 bits or more, or the curves P-256 and P-384."
+
+
+class BankRefused(Refusal):
+    code, problem, check = "MUSTER-REQ-005", Problem.ATTESTATION_REFUSED, 1
+    title = "The TPM offers no PCR bank that the model's policy takes"
+    cure = "Allocate the bank in the firmware's settings, or name it in the model's policy (SHA-1 never counts)."
+
+
+class CertificateMalformed(Refusal):
+    code, problem, check = "MUSTER-REQ-006", Problem.MALFORMED, 1
+    title = "A certificate cannot be parsed"
+    cure = "Send one X.509 certificate in DER."
+
+
+class ProfileUnknown(Refusal):
+    code, problem, check = "MUSTER-REQ-007", Problem.FORBIDDEN, 15
+    title = "The device's record does not allow that certificate profile"
+    cure = "Ask for no profile: the record decides."
+
+
+# --- the endorsement key (checks 2, 3, 18, 20) --------------------------------------------------------------------
+
+
+class EkNotRegistered(Refusal):
+    code, problem, check = "MUSTER-ATT-001", Problem.NOT_REGISTERED, 18
+    title = "No factory station registered this TPM"
+    cure = "Register the device: muster factory register FILE.csv."
+
+
+class SerialHasAnotherTpm(Refusal):
+    code, problem, check = "MUSTER-ATT-002", Problem.NOT_REGISTERED, 18
+    title = "The claimed serial is registered with another TPM"
+    cure = "Find out whether a board was swapped; if so, decommission the old record and register the new TPM."
+
+
+class NoPolicyForModel(Refusal):
+    code, problem, check = "MUSTER-ATT-003", Problem.NO_POLICY, 20
+    title = "The device's model has no policy"
+    cure = "Set one: muster policy set FILE."
+
+
+class EkChainRefused(Refusal):
+    code, problem, check = "MUSTER-ATT-004", Problem.ENDORSEMENT_REFUSED, 2
+    title = "The EK certificate does not chain to a root that the model's policy names"
+    cure = "Name the manufacturer's root in the model's policy, or send the missing intermediate."
+
+
+class EkCertificateUnfit(Refusal):
+    code, problem, check = "MUSTER-ATT-005", Problem.ENDORSEMENT_REFUSED, 2
+    title = "The certificate is not an EK certificate"
+    cure = "An EK certificate has the TCG key usage, EKU 2.23.133.8.1, manufacturer, model and version, and is no CA."
+
+
+class EkManufacturerRefused(Refusal):
+    code, problem, check = "MUSTER-ATT-006", Problem.ENDORSEMENT_REFUSED, 2
+    title = "The root that vouches for this EK may not speak for its manufacturer"
+    cure = "Name the manufacturer beside the root in the model's policy."
+
+
+class SoftwareTpmRefused(Refusal):
+    code, problem, check = "MUSTER-ATT-007", Problem.ENDORSEMENT_REFUSED, 2
+    title = "The TPM is software, and the model's policy does not allow that"
+    cure = "Only for development: software_tpm = true in the model's policy."
+
+
+class WeakKey(Refusal):
+    code, problem, check = "MUSTER-ATT-008", Problem.ENDORSEMENT_REFUSED, 2
+    title = "The key is weak (ROCA, or too short)"
+    cure = "Update the TPM's firmware and make the keys again, or replace the TPM."
+
+
+class EkPublicNotRegistered(Refusal):
+    code, problem, check = "MUSTER-ATT-009", Problem.ENDORSEMENT_REFUSED, 3
+    title = "An EK without certificate counts only where its very key was registered"
+    cure = "Register the EK's public key as an own trust level, or send the EK certificate."
+
+
+class EkCertificateExpired(Refusal):
+    code, problem, check = "MUSTER-ATT-010", Problem.ENDORSEMENT_REFUSED, 2
+    title = "The EK certificate has expired, and the model's policy does not accept that"
+    cure = "Set expired_ek = \"accept\" in the model's policy where the manufacturer gives no new certificates."
+
+
+class DeviceRevoked(Refusal):
+    code, problem, check = "MUSTER-ATT-011", Problem.REVOKED, 18
+    title = "The device is revoked"
+    cure = "Revocation is final. Register the device again after it was examined."
+
+
+class ApprovalRequired(Refusal):
+    code, problem, check = "MUSTER-ATT-012", Problem.TPM_CLEARED, 18
+    title = "The device has another attestation key than before"
+    cure = "If the TPM was cleared or the device changed hands on purpose: muster devices approve NAME."
+
+
+class EnrollmentQuotaSpent(Refusal):
+    code, problem, check = "MUSTER-ATT-013", Problem.TOO_MANY_REQUESTS, 18
+    title = "The device enrolled too often"
+    cure = "Wait; or find out why it loses its certificate."
+
+
+# --- the attestation key (checks 5, 6, 7) -------------------------------------------------------------------------
+
+
+class AkAttributesRefused(Refusal):
+    code, problem, check = "MUSTER-ATT-020", Problem.ATTESTATION_REFUSED, 5
+    title = "The AK is not a restricted signing key that was made in and never leaves its TPM"
+    cure = "Make it from the agent's template: restricted, sign, fixedTPM, fixedParent, sensitiveDataOrigin."
+
+
+class AkNotInEndorsementHierarchy(Refusal):
+    code, problem, check = "MUSTER-ATT-021", Problem.ATTESTATION_REFUSED, 5
+    title = "The AK is not a primary key of the endorsement hierarchy"
+    cure = "Make it with TPM2_CreatePrimary under the endorsement hierarchy."
+
+
+class ActivationProofWrong(Refusal):
+    code, problem, check = "MUSTER-ATT-022", Problem.ATTESTATION_REFUSED, 7
+    title = "The credential was not opened: AK and EK are not in the same TPM"
+    cure = "Open the challenge with the AK that the request named, in the TPM that holds the EK."
+
+
+# --- the challenge (checks 7, 8) ----------------------------------------------------------------------------------
+
+
+class ChallengeUnknown(Refusal):
+    code, problem, check = "MUSTER-ATT-030", Problem.CHALLENGE_GONE, 8
+    title = "There is no such open challenge"
+    cure = "Start again with step 1."
+
+
+class ChallengeExpired(Refusal):
+    code, problem, check = "MUSTER-ATT-031", Problem.CHALLENGE_GONE, 8
+    title = "The challenge has expired"
+    cure = "Start again with step 1."
+
+
+class ChallengeTaken(Refusal):
+    code, problem, check = "MUSTER-ATT-032", Problem.CHALLENGE_TAKEN, 8
+    title = "The challenge was answered already, with other evidence"
+    cure = "Start again with step 1."
+
+
+# --- quote and certify (checks 9 to 14) ---------------------------------------------------------------------------
+
+
+class NotGeneratedByTpm(Refusal):
+    code, problem, check = "MUSTER-ATT-040", Problem.ATTESTATION_REFUSED, 9
+    title = "The attestation structure does not start with TPM_GENERATED"
+    cure = "Send what TPM2_Quote and TPM2_Certify return."
+
+
+class WrongAttestationType(Refusal):
+    code, problem, check = "MUSTER-ATT-041", Problem.ATTESTATION_REFUSED, 9
+    title = "The attestation structure is of another type"
+    cure = "Send a quote as quote and a certification as certify."
+
+
+class SignatureWrong(Refusal):
+    code, problem, check = "MUSTER-ATT-042", Problem.ATTESTATION_REFUSED, 10
+    title = "The signature is not by the AK over these bytes"
+    cure = "Sign with the AK that the request named."
+
+
+class AnswersAnotherChallenge(Refusal):
+    code, problem, check = "MUSTER-ATT-043", Problem.ATTESTATION_REFUSED, 11
+    title = "The evidence answers another challenge, or is for another request"
+    cure = "Bind quote and certify to this challenge and this CSR (docs/protocol.md, binding)."
+
+
+class PcrSelectionWrong(Refusal):
+    code, problem, check = "MUSTER-ATT-044", Problem.ATTESTATION_REFUSED, 12
+    title = "The quote does not cover the PCRs that the policy asks for"
+    cure = "Quote the selection of the challenge."
+
+
+class PcrValuesNotQuoted(Refusal):
+    code, problem, check = "MUSTER-ATT-045", Problem.ATTESTATION_REFUSED, 12
+    title = "The reported PCR values are not the quoted ones"
+    cure = "Read the PCRs again, together with the quote."
+
+
+class BootLogMissing(Refusal):
+    code, problem, check = "MUSTER-ATT-046", Problem.ATTESTATION_REFUSED, 13
+    title = "The policy asks for a boot log and none was sent"
+    cure = "Send it, or set boot_log = \"optional\" in the model's policy."
+
+
+class BootLogMalformed(Refusal):
+    code, problem, check = "MUSTER-ATT-047", Problem.ATTESTATION_REFUSED, 13
+    title = "The boot log cannot be parsed"
+    cure = "Send the TCG log of this boot, whole."
+
+
+class BootLogDoesNotReplay(Refusal):
+    code, problem, check = "MUSTER-ATT-048", Problem.ATTESTATION_REFUSED, 13
+    title = "The boot log does not replay to the quoted PCRs"
+    cure = "The log is of another boot, cut, or forged; reboot and attest again."
+
+
+class PcrsNotAccepted(Refusal):
+    code, problem, check = "MUSTER-ATT-049", Problem.ATTESTATION_REFUSED, 13
+    title = "The device booted something that the policy does not accept"
+    cure = "Install the firmware that the policy names; or, if what it booted is meant to run, add it to the policy."
+
+
+class DeviceKeyNotCertified(Refusal):
+    code, problem, check = "MUSTER-ATT-050", Problem.ATTESTATION_REFUSED, 14
+    title = "The certification names another key than the device key"
+    cure = "Certify the very key that the CSR is for."
+
+
+class DeviceKeyAttributesRefused(Refusal):
+    code, problem, check = "MUSTER-ATT-051", Problem.ATTESTATION_REFUSED, 14
+    title = "The device key could leave its TPM, or is of the wrong kind"
+    cure = "Make it with sign, fixedTPM, fixedParent, sensitiveDataOrigin; neither restricted nor decrypt."
+
+
+class CsrRefused(Refusal):
+    code, problem, check = "MUSTER-ATT-052", Problem.ATTESTATION_REFUSED, 15
+    title = "The CSR is malformed or does not prove possession of its key"
+    cure = "Send a PKCS#10 request in DER, signed by the device key."
+
+
+class CsrKeyNotCertified(Refusal):
+    code, problem, check = "MUSTER-ATT-053", Problem.ATTESTATION_REFUSED, 15
+    title = "The CSR is for another key than the certified one"
+    cure = "Make the CSR with the key that the TPM certified."
+
+
+class TpmWentBack(Refusal):
+    code, problem, check = "MUSTER-ATT-054", Problem.ATTESTATION_REFUSED, 16
+    title = "The TPM's counters or clock went back"
+    cure = "A state was restored or cloned. Examine the device."
+
+
+class TpmCleared(Refusal):
+    code, problem, check = "MUSTER-ATT-055", Problem.TPM_CLEARED, 16
+    title = "The TPM was cleared"
+    cure = "If that was on purpose: muster devices approve NAME, then the device enrolls again."
+
+
+class TpmFirmwareRefused(Refusal):
+    code, problem, check = "MUSTER-ATT-056", Problem.ATTESTATION_REFUSED, 17
+    title = "The TPM's firmware is older than the policy accepts"
+    cure = "Update the TPM's firmware."
+
+
+class DeviceKeyReused(Refusal):
+    code, problem, check = "MUSTER-ATT-057", Problem.ATTESTATION_REFUSED, 19
+    title = "The device key is the EK, the AK, or a key that already has a certificate"
+    cure = "Make a fresh device key."
+
+
+# --- issuing ------------------------------------------------------------------------------------------------------
+
+
+class ToBeSignedRefused(Refusal):
+    code, problem = "MUSTER-ISS-001", Problem.UNAVAILABLE
+    title = "The certificate that was about to be signed is not what the profile says"
+    cure = "This is a defect of the service: nothing was signed. Report it."
+
+
+class SigningUnavailable(Refusal):
+    code, problem = "MUSTER-ISS-002", Problem.UNAVAILABLE
+    title = "The signing key is not available"
+    cure = "Look at the HSM: muster doctor."
+
+
+class StorageUnavailable(Refusal):
+    code, problem = "MUSTER-ISS-003", Problem.UNAVAILABLE
+    title = "The database cannot write"
+    cure = "Look at disk and database: muster doctor."
+
+
+# --- factory ------------------------------------------------------------------------------------------------------
+
+
+class BudgetSpent(Refusal):
+    code, problem = "MUSTER-FAC-001", Problem.BUDGET_SPENT
+    title = "The station's budget is spent"
+    cure = "Ask an operator for a new budget: muster factory station add NAME --budget N."
+
+
+class StationUnknown(Refusal):
+    code, problem = "MUSTER-FAC-002", Problem.UNAUTHENTICATED
+    title = "The caller is no registered factory station"
+    cure = "Use the station's certificate: muster factory station add NAME."
+
+
+class SerialTaken(Refusal):
+    code, problem = "MUSTER-FAC-003", Problem.CONFLICT
+    title = "The serial is registered already"
+    cure = "Take the row out, or correct its serial."
+
+
+class EkTaken(Refusal):
+    code, problem = "MUSTER-FAC-004", Problem.CONFLICT
+    title = "The EK is registered already, for another device"
+    cure = "Each device has its own TPM: check where this EK certificate comes from."
+
+
+class RegistrationMalformed(Refusal):
+    code, problem = "MUSTER-FAC-005", Problem.MALFORMED
+    title = "A row of the registration is malformed"
+    cure = "serial and model: 1 to 63 characters of a-z 0-9 . _ -; ek_certificate: PEM path or base64 DER."
+
+
+# --- operators, devices over HTTPS and MQTT -----------------------------------------------------------------------
+
+
+class NotAuthenticated(Refusal):
+    code, problem = "MUSTER-ACC-001", Problem.UNAUTHENTICATED
+    title = "The caller is not authenticated"
+    cure = "Send a valid token or certificate."
+
+
+class NotAuthorized(Refusal):
+    code, problem = "MUSTER-ACC-002", Problem.FORBIDDEN
+    title = "The caller may not do that"
+    cure = "Ask for the role that may."
+
+
+class NotFound(Refusal):
+    code, problem = "MUSTER-ACC-003", Problem.NOT_FOUND
+    title = "There is no such thing"
+    cure = "Check the name."
+
+
+class MethodNotAllowed(Refusal):
+    code, problem = "MUSTER-ACC-004", Problem.METHOD_NOT_ALLOWED
+    title = "The resource does not take this method"
+
+
+class TooSlow(Refusal):
+    code, problem = "MUSTER-ACC-005", Problem.TOO_SLOW
+    title = "The request took longer than its deadline"
+
+
+class TooManyRequests(Refusal):
+    code, problem = "MUSTER-ACC-006", Problem.TOO_MANY_REQUESTS
+    title = "Too many requests"
+    cure = "Wait as long as Retry-After says."
+
+
+class UnsupportedMediaType(Refusal):
+    code, problem = "MUSTER-ACC-007", Problem.UNSUPPORTED_MEDIA_TYPE
+    title = "The body is of another media type"
+    cure = "Send application/json."
+
+
+class Busy(Refusal):
+    code, problem = "MUSTER-ACC-008", Problem.UNAVAILABLE
+    title = "The service cannot answer now"
+    cure = "Try again later."
+
+
+class StateConflict(Refusal):
+    code, problem = "MUSTER-ACC-009", Problem.CONFLICT
+    title = "The thing is in another state"
+    cure = "Look at it first."
+
+
+class MessageNotAuthentic(Refusal):
+    code, problem = "MUSTER-MSG-001", Problem.FORBIDDEN
+    title = "The MQTT message is not signed by the device's current key"
+    cure = "Messages of a device are signed by the key of its certificate."
+
+
+class MessageOutOfOrder(Refusal):
+    code, problem = "MUSTER-MSG-002", Problem.CONFLICT
+    title = "The MQTT message is of another session, replayed, or expired"
+    cure = "Nothing: replayed messages have no effect."
+
+
+class PolicyMalformed(Refusal):
+    code, problem = "MUSTER-POL-001", Problem.MALFORMED
+    title = "The policy cannot be used"
+    cure = "Correct the line that is named."
+
+
+class ReleaseRefused(Refusal):
+    code, problem = "MUSTER-OTA-001", Problem.CONFLICT
+    title = "The release cannot be assigned"
+    cure = "Publish it first, for this hardware, with a higher release counter."
