@@ -137,7 +137,8 @@ def _events(image: FirmwareImage) -> Iterator[MeasuredEvent]:
     for pcr in _SEPARATED_PCRS:
         yield _self_describing(pcr, EV_SEPARATOR, "separator")
     release = f"release {image.hardware} {image.version} {image.release_counter}"
-    yield _self_describing(RELEASE_PCR, EV_IPL, release)
+    # As GRUB measures strings: the digest leaves out the NUL that ends the logged one.
+    yield MeasuredEvent(RELEASE_PCR, EV_IPL, hashlib.sha256(release.encode("ascii")).digest(), release)
     for stage in image.stages:
         if stage.pcr in BOOT_PCRS:
             event_type = EV_EFI_BOOT_SERVICES_APPLICATION if stage.pcr == BOOT_LOADER_PCR else EV_IPL
