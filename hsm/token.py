@@ -1,0 +1,422 @@
+"""One token, opened once a process: log in once, a pool of sessions, and recovery without restart.
+
+Laws. A session is used by one thread at a time. Nobody is inside the module while it is reloaded. Whatever was made
+before a reload (sessions, handles) is never used after it. A PIN that was refused once is never tried again.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import pkcs11
+from cryptography.hazmat.primitives.asymmetric import ec
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
+
+from hsm.errors import (
+    KeyExists,
+    KeyNotFound,
+    KeyUnsupported,
+    PinUnreadable,
+    TokenChanged,
+    TokenExists,
+    TokenRefused,
+    TokenUnavailable,
+    WrongPin,
+)
+from hsm.key import HsmEcKey
+from hsm.module import Module, ModuleSettings, serial_of
+from hsm.objects import PARAMETERS, EcKeyReference, KeyInfo, bind_private_key, describe_key, find_ec_key, find_keys
+
+T = TypeVar("T")
+
+SHORTEST_PAUSE_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 4.0
+
+# What a token says that was pulled out, reset, or closed behind our back. NoSuchKey: while logged out, private keys are
+# invisible. GeneralError, DeviceError, FunctionFailed: SoftHSM whose files went away. OperationActive: a session that
+# an earlier error left in the middle of something.
+LOST = (
+    pkcs11.SessionHandleInvalid,
+    pkcs11.SessionClosed,
+    pkcs11.ObjectHandleInvalid,
+    pkcs11.KeyHandleInvalid,
+    pkcs11.UserNotLoggedIn,
+    pkcs11.DeviceRemoved,
+    pkcs11.TokenNotPresent,
+    pkcs11.TokenNotRecognised,
+    pkcs11.SlotIDInvalid,
+    pkcs11.NoSuchKey,
+    pkcs11.GeneralError,
+    pkcs11.DeviceError,
+    pkcs11.FunctionFailed,
+    pkcs11.OperationActive,
+)
+PIN_REFUSED = (
+    pkcs11.PinIncorrect,
+    pkcs11.PinInvalid,
+    pkcs11.PinLenRange,
+    pkcs11.PinExpired,
+    pkcs11.PinLocked,
+    pkcs11.UserPinNotInitialized,
+)
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A session, the private keys bound to it, and how many signatures it made since it was taken."""
+
+    session: pkcs11.Session
+    generation: int
+    keys: dict[tuple[str, bytes], Any] = field(default_factory=dict)
+    signatures: int = 0
+
+
+class Token:
+    """A PKCS#11 token by its label. Thread-safe; open it in the process that uses it (spawn, never fork).
+
+    `read_pin` is called at each login and only then; what it returns is kept nowhere. `sessions` bounds the calls in
+    the token at once. `wait_seconds` is how long a call waits for a free session, or for the others to leave before a
+    recovery; a call that is inside the token cannot be cut short. A token that is gone is asked again after a pause
+    that doubles from 0.25 s to 4 s; meanwhile every call fails at once.
+    """
+
+    def __init__(
+        self,
+        settings: ModuleSettings,
+        label: str,
+        read_pin: Callable[[], str],
+        *,
+        sessions: int = 8,
+        wait_seconds: float = 5.0,
+        serial: str | None = None,
+    ) -> None:
+        self.label = label
+        self.settings = settings
+        self._read_pin = read_pin
+        self._sessions = sessions
+        self._wait_seconds = wait_seconds
+        self._serial = serial
+        self._opening = threading.Lock()
+        self._module: Module | None = None
+        # Guarded by the module's `changed`:
+        self._login: pkcs11.Session | None = None  # closing the session that logged in logs the whole token out
+        self._seats: list[_Seat] = []
+        self._generation = 0
+        self._serving = False
+        self._signatures = 0
+        self._wrong_pin: str | None = None
+        self._failure = ""
+        self._pause_seconds = 0.0
+        self._pause_until = 0.0
+
+    def open(self) -> None:
+        """Load the module if needed and log in. Opening twice is opening once.
+
+        Raises:
+            WrongPin: now or at an earlier call; the token was asked at most once. PinUnreadable: it was not asked.
+            TokenNotFound, TokenAmbiguous, TokenUnavailable, ModuleUnusable; TokenExists: open here already.
+        """
+        with self._opening:
+            self._refuse_wrong_pin()
+            if self._module is not None:
+                return
+            module = Module.acquire(self.settings)
+            try:
+                with module.changed:
+                    if self.label in module.labels:
+                        raise TokenExists(f"token {self.label!r} is already open in this process")
+                    module.labels.add(self.label)
+                try:
+                    with module.alone(self._wait_seconds):
+                        self._log_in(module)
+                except BaseException:
+                    with module.changed:
+                        module.labels.discard(self.label)
+                    raise
+            except BaseException:
+                module.release()
+                raise
+            self._module = module
+
+    def close(self) -> None:
+        """Log out, close the sessions, and give the module back. A closed token may be opened again.
+
+        Raises:
+            TokenUnavailable: a call hangs in the module; the sessions stay as they are, nothing new starts.
+        """
+        with self._opening:
+            module, self._module = self._module, None
+            if module is None:
+                return
+            try:
+                with module.alone(self._wait_seconds):
+                    self._drop_sessions(module)
+            finally:
+                with module.changed:
+                    self._serving = False
+                    module.labels.discard(self.label)
+                module.release()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Token {self.label!r} in {self.settings.path}>"
+
+    @property
+    def signatures(self) -> int:
+        """How many signatures were made for callers (the probe that proves a key pair is not counted)."""
+        return self._signatures
+
+    def ec_key(self, label: str) -> HsmEcKey:
+        """The EC key pair of this label, proven by a signature to be a pair.
+
+        Raises:
+            KeyNotFound, KeyAmbiguous, KeyUnsupported, KeyPairMismatch; TokenUnavailable: try again later.
+        """
+
+        def find(seat: _Seat) -> EcKeyReference:
+            reference = find_ec_key(seat.session, label)
+            self._bound(seat, reference)
+            return reference
+
+        return HsmEcKey(self, self._run(find))
+
+    def keys(self) -> list[KeyInfo]:
+        """All private keys of the token, by label. An empty list is believed of a fresh login only."""
+
+        def describe(seat: _Seat) -> list[KeyInfo]:
+            if self._module is None or not self._module.is_logged_in(seat.session):
+                raise pkcs11.UserNotLoggedIn
+            found = find_keys(seat.session, ObjectClass.PRIVATE_KEY)
+            if not found:
+                raise pkcs11.NoSuchKey("no private key at all")
+            return sorted((describe_key(key) for key in found), key=lambda info: (info.label, info.id))
+
+        try:
+            return self._run(describe)
+        except KeyNotFound:
+            return []
+
+    def generate_ec_key(self, label: str, curve: ec.EllipticCurve | None = None) -> HsmEcKey:
+        """Make an EC key pair (P-256 unless told) that stays in the token: sensitive, not extractable, for signing.
+
+        Raises:
+            KeyExists: a public or private key of this label is there. KeyUnsupported: the curve.
+            TokenRefused, TokenUnavailable.
+        """
+        parameters = PARAMETERS.get((curve or ec.SECP256R1()).name)
+        if parameters is None:
+            raise KeyUnsupported("the curve is none of P-256, P-384, P-521")
+        if not label or not label.isprintable():
+            raise KeyUnsupported("a key label is printable text")
+        self._run(lambda seat: self._generate(seat, label, parameters))
+        return self.ec_key(label)
+
+    def sign(self, key: EcKeyReference, digest: bytes) -> bytes:
+        """The raw ECDSA signature r ‖ s over a digest not longer than the curve's order. `HsmEcKey` is the usual way.
+
+        Raises:
+            TokenUnavailable: try again later. WrongPin, KeyNotFound, KeyPairMismatch, TokenRefused: do not.
+        """
+
+        def sign(seat: _Seat) -> bytes:
+            signature: bytes = self._bound(seat, key).sign(digest, mechanism=Mechanism.ECDSA)
+            seat.signatures += 1
+            return signature
+
+        return self._run(sign)
+
+    # --- one call: take a session, work, give it back; recover and repeat once if the token was lost ------------------
+
+    def _run(self, work: Callable[[_Seat], T]) -> T:
+        seat = self._take()
+        try:
+            return self._work(seat, work)
+        except LOST:
+            pass  # named in `_again`, if the second time fails too
+        self._recover(seat.generation)
+        return self._again(work)
+
+    def _again(self, work: Callable[[_Seat], T]) -> T:
+        try:
+            return self._work(self._take(), work)
+        except pkcs11.NoSuchKey as error:
+            raise KeyNotFound(f"token {self.label!r}: {error}") from error
+        except LOST as error:
+            raise TokenUnavailable(f"token {self.label!r} was lost again: {type(error).__name__}") from error
+
+    def _work(self, seat: _Seat, work: Callable[[_Seat], T]) -> T:
+        sound = True
+        try:
+            return work(seat)
+        except LOST:
+            sound = False
+            raise
+        except pkcs11.PKCS11Error as error:
+            if "not initialized" in str(error):  # CKR_CRYPTOKI_NOT_INITIALIZED has no class of its own
+                sound = False
+                raise pkcs11.SessionHandleInvalid from error
+            raise TokenRefused(f"token {self.label!r}: {type(error).__name__} {error}".rstrip()) from error
+        finally:
+            self._give_back(seat, sound=sound)
+
+    def _take(self) -> _Seat:
+        while True:
+            module = self._module
+            if module is None:
+                raise TokenUnavailable(f"token {self.label!r} is not open")
+            module.refuse_after_fork()
+            with module.changed:
+                if not module.changed.wait_for(lambda: self._is_stale(module) or self._is_free(module), self._wait_seconds):
+                    raise TokenUnavailable(f"token {self.label!r}: no session became free in {self._wait_seconds} s")
+                stale = self._generation
+                if not self._is_stale(module):
+                    module.busy += 1
+                    return self._seats.pop()
+            self._recover(stale)
+
+    def _is_stale(self, module: Module) -> bool:
+        return not module.is_alone and not (self._serving and self._generation == module.generation)
+
+    def _is_free(self, module: Module) -> bool:
+        return not module.is_alone and bool(self._seats) and module.busy < module.limit
+
+    def _give_back(self, seat: _Seat, *, sound: bool) -> None:
+        module = self._module
+        if module is None:
+            return
+        with module.changed:
+            module.busy -= 1
+            self._signatures += seat.signatures
+            seat.signatures = 0
+            if sound and seat.generation == self._generation:
+                self._seats.append(seat)
+            module.changed.notify_all()
+
+    def _bound(self, seat: _Seat, key: EcKeyReference) -> Any:  # noqa: ANN401 (a class that python-pkcs11 makes at run time)
+        name = (key.label, key.id)
+        if name not in seat.keys:
+            seat.keys[name] = bind_private_key(seat.session, key, copy=self.settings.session_copies)
+        return seat.keys[name]
+
+    def _generate(self, seat: _Seat, label: str, parameters: bytes) -> None:
+        # Logged out, the search finds nothing, but then C_GenerateKeyPair is refused as well.
+        for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+            if find_keys(seat.session, kind, label=label):
+                raise KeyExists(f"token {self.label!r} already has a key {label!r}")
+        session = seat.session.token.open(rw=True)
+        try:
+            domain = session.create_domain_parameters(KeyType.EC, {Attribute.EC_PARAMS: parameters}, local=True)
+            domain.generate_keypair(
+                id=session.generate_random(128),
+                label=label,
+                store=True,
+                capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
+                private_template={
+                    Attribute.PRIVATE: True,
+                    Attribute.SENSITIVE: True,
+                    Attribute.EXTRACTABLE: False,
+                    Attribute.MODIFIABLE: False,
+                },
+                public_template={Attribute.MODIFIABLE: False},
+            )
+        finally:
+            with suppress(*LOST):  # a session that is lost needs no closing
+                session.close()
+
+    # --- recovery: one at a time, alone in the module ---------------------------------------------------------------
+
+    def _recover(self, seen: int) -> None:
+        """Renew sessions that were made in generation `seen`; if another thread did it meanwhile, that is enough."""
+        self._refuse_early()
+        module = self._module
+        if module is None:
+            raise TokenUnavailable(f"token {self.label!r} is not open")
+        with module.alone(self._wait_seconds):
+            if self._serving and self._generation != seen and self._generation == module.generation:
+                return
+            self._refuse_early()
+            with module.changed:
+                self._serving = False
+            try:
+                # Another token's recovery may have reloaded the module already.
+                if not module.initialized or self._generation == module.generation:
+                    module.reload()
+                self._log_in(module)
+            except TokenUnavailable as error:
+                self._pause(module, str(error))
+                raise
+
+    def _log_in(self, module: Module) -> None:
+        self._generation = module.generation
+        try:
+            token = module.find_token(self.label, self._serial)
+            self._login = self._logged_in_session(token)
+            seats = [_Seat(token.open(), module.generation) for _ in range(self._sessions)]
+        except pkcs11.PKCS11Error as error:
+            reason = f"{type(error).__name__} {error}".rstrip()
+            raise TokenUnavailable(f"token {self.label!r} does not log in: {reason}") from error
+        self._serial = serial_of(token)  # from now on only this very token will do
+        with module.changed:
+            self._seats = seats
+            self._serving = True
+            self._pause_seconds = 0.0
+            self._pause_until = 0.0
+
+    def _logged_in_session(self, token: pkcs11.Token) -> pkcs11.Session:
+        # The PIN is in no local variable, and the errors below are raised outside `except`: no traceback and no
+        # exception context leads to it (UnicodeEncodeError would carry the whole text).
+        try:
+            return token.open(user_pin=self._fresh_pin())
+        except PIN_REFUSED as error:
+            refused = type(error).__name__
+        except UnicodeEncodeError:
+            refused = ""
+        if not refused:
+            raise PinUnreadable(f"the PIN of token {self.label!r} cannot be written in UTF-8")
+        self._wrong_pin = f"token {self.label!r} refused the PIN ({refused}); it is not tried again by this process"
+        raise WrongPin(self._wrong_pin)
+
+    def _fresh_pin(self) -> str:
+        try:
+            pin = self._read_pin()
+        except OSError as error:
+            raise PinUnreadable(f"the PIN of token {self.label!r} cannot be read: {error}") from error
+        if not pin:
+            raise PinUnreadable(f"the PIN of token {self.label!r} is empty")
+        return pin
+
+    def _refuse_wrong_pin(self) -> None:
+        if self._wrong_pin is not None:
+            raise WrongPin(self._wrong_pin)
+
+    def _refuse_early(self) -> None:
+        self._refuse_wrong_pin()
+        if time.monotonic() < self._pause_until:
+            raise TokenUnavailable(self._failure)
+
+    def _pause(self, module: Module, failure: str) -> None:
+        with module.changed:
+            self._failure = failure
+            self._pause_seconds = min(max(2 * self._pause_seconds, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+            self._pause_until = time.monotonic() + self._pause_seconds
+
+    def _drop_sessions(self, module: Module) -> None:
+        with module.changed:
+            seats, self._seats, login, self._login = self._seats, [], self._login, None
+        if self._generation != module.generation:
+            return  # a reload has closed them
+        for session in (*(seat.session for seat in seats), *((login,) if login else ())):
+            with suppress(*LOST):  # a session that is lost needs no closing
+                session.close()
