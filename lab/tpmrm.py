@@ -2,6 +2,9 @@
 
 swtpm serves one connection; an agent needs two at once, its own and that of the OpenSSL provider. One thread serves
 all clients, one command at a time, so there is nothing to lock.
+
+A client is a process (SO_PEERCRED), because libtss2's swtpm TCTI connects anew for every command: two connections of
+one process share a space, and what a process leaves behind is flushed when it ends.
 """
 
 import contextlib
@@ -10,17 +13,19 @@ import selectors
 import socket
 import struct
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.tpmspace import SharedTpm, Space
 
 COMMAND_MAX_BYTES = 4096  # libtpms' own buffer
-CLIENTS_MAX = 64
+CONNECTIONS_MAX = 64
 ANSWER_TIMEOUT_SECONDS = 60  # an RSA primary can take some seconds
 SEND_TIMEOUT_SECONDS = 5
 SOCKET_PATH_MAX = 107 - len(".ctrl")  # unix(7): sun_path has 108 bytes with its NUL
 
 _CMD_SET_LOCALITY = 5  # swtpm's tpm_ioctl.h
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _CONTROL_OK, _CONTROL_BAD_LOCALITY, _CONTROL_BAD_ORDINAL = 0, 0x3D, 0x0A
 
 
@@ -28,13 +33,22 @@ class TpmGone(ConnectionError):
     """The software TPM ended, or does not answer."""
 
 
-class _Client:
-    """One connection: bytes that came, and the client's own space in the TPM (none for control connections)."""
+class _Connection:
+    """Bytes that came on one connection, and its process's space in the TPM (none for control connections)."""
 
     def __init__(self, connection: socket.socket, space: Space | None) -> None:
         self.connection = connection
         self.space = space
         self.received = bytearray()
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """A process that uses the TPM: its number, a descriptor that becomes readable when it ends, what it owns."""
+
+    pid: int
+    pidfd: int
+    space: Space
 
 
 class ResourceManager:
@@ -46,7 +60,8 @@ class ResourceManager:
         self._upstream = upstream
         self._tpm = SharedTpm(self._transmit)
         self._selector = selectors.DefaultSelector()
-        self._clients = 0
+        self._connections = 0
+        self._processes: dict[int, _Process] = {}
         self._paths = (path, path.with_name(path.name + ".ctrl"))
         self._listeners = [_listen(place) for place in self._paths]
         self._wake, self._woken = socket.socketpair()
@@ -57,7 +72,7 @@ class ResourceManager:
         self._thread.start()
 
     def close(self) -> None:
-        """End all connections and wait for the thread. The TPM itself runs on."""
+        """End all connections and wait for the thread. swtpm sees its connection end and ends too."""
         with contextlib.suppress(OSError):  # closed already: the TPM went first
             self._wake.send(b"x")
         self._thread.join()
@@ -69,8 +84,10 @@ class ResourceManager:
                 for key, _ in self._selector.select():
                     if key.fileobj is self._woken:
                         return
-                    if isinstance(key.data, _Client):
+                    if isinstance(key.data, _Connection):
                         self._read(key.data)
+                    elif isinstance(key.data, _Process):
+                        self._process_ended(key.data)
                     elif isinstance(key.fileobj, socket.socket):
                         self._accept(key.fileobj, is_data=key.data)
         except TpmGone:
@@ -80,15 +97,35 @@ class ResourceManager:
 
     def _accept(self, listener: socket.socket, *, is_data: bool) -> None:
         connection, _ = listener.accept()
-        if self._clients >= CLIENTS_MAX:
+        if self._connections >= CONNECTIONS_MAX:
             connection.close()
             return
-        self._clients += 1
         connection.settimeout(SEND_TIMEOUT_SECONDS)
-        client = _Client(connection, self._tpm.open() if is_data else None)
+        try:
+            client = _Connection(connection, self._space_of(connection) if is_data else None)
+        except ProcessLookupError:  # it connected and ended
+            connection.close()
+            return
+        self._connections += 1
         self._selector.register(connection, selectors.EVENT_READ, client)
 
-    def _read(self, client: _Client) -> None:
+    def _space_of(self, connection: socket.socket) -> Space:
+        """The space of the process at the other end. Raises: ProcessLookupError (it ended already)."""
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        pid: int = _PEER.unpack(peer)[0]
+        if pid not in self._processes:
+            process = _Process(pid, os.pidfd_open(pid), self._tpm.open())
+            self._processes[pid] = process
+            self._selector.register(process.pidfd, selectors.EVENT_READ, process)
+        return self._processes[pid].space
+
+    def _process_ended(self, process: _Process) -> None:
+        self._selector.unregister(process.pidfd)
+        os.close(process.pidfd)
+        del self._processes[process.pid]
+        self._tpm.close(process.space)
+
+    def _read(self, client: _Connection) -> None:
         try:
             piece = client.connection.recv(COMMAND_MAX_BYTES)
             client.received += piece
@@ -100,7 +137,7 @@ class ResourceManager:
         if not keep:
             self._drop(client)
 
-    def _answer(self, client: _Client) -> bool:
+    def _answer(self, client: _Connection) -> bool:
         """Answer every whole command received. False: this client speaks nonsense."""
         while len(client.received) >= 10:
             (size,) = struct.unpack_from(">I", client.received, 2)
@@ -114,12 +151,10 @@ class ResourceManager:
                 client.connection.sendall(self._tpm.execute(client.space, command))
         return True
 
-    def _drop(self, client: _Client) -> None:
+    def _drop(self, client: _Connection) -> None:
         self._selector.unregister(client.connection)
         client.connection.close()
-        self._clients -= 1
-        if client.space is not None:
-            self._tpm.close(client.space)
+        self._connections -= 1
 
     def _transmit(self, command: bytes) -> bytes:
         try:
@@ -134,12 +169,15 @@ class ResourceManager:
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
+        for process in self._processes.values():
+            os.close(process.pidfd)
         self._selector.close()
+        self._upstream.close()
         for place in self._paths:
             place.unlink(missing_ok=True)
 
 
-def _control(client: _Client) -> bool:
+def _control(client: _Connection) -> bool:
     """Answer a control command. Only locality 0 is to be had; initialising or stopping the TPM is its owner's."""
     if len(client.received) < 4:
         return True
@@ -159,7 +197,7 @@ def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(os.fspath(path))
     path.chmod(0o600)
-    listener.listen(CLIENTS_MAX)
+    listener.listen(CONNECTIONS_MAX)
     return listener
 
 
