@@ -34,6 +34,9 @@ class Refusal(Exception):  # noqa: N818  a refusal is an answer, not an error
         self.expected = _text(expected)
         self.actual = _text(actual)
         self.findings = findings
+        self.instance: str | None = None
+        """The id under which it was recorded: what `muster explain` takes."""
+        self.retry_after_seconds: int | None = None
 
 
 def _text(value: object) -> str:
