@@ -1,0 +1,61 @@
+"""The bytes that a CA key signs, and the certificate or CRL that they become once they are signed."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from provisioning.issuance import der
+
+SERIAL_OCTETS = 16
+ECDSA_WITH_SHA256 = der.sequence(der.oid("1.2.840.10045.4.3.2"))
+"""AlgorithmIdentifier of every signature here; ECDSA has no parameters (RFC 5758 section 3.2)."""
+
+
+class Profile(StrEnum):
+    """The kinds of certificate. The values stand in the database and in exports."""
+
+    ROOT_CA = "root-ca"
+    ISSUING_CA = "issuing-ca"
+    LDEVID = "ldevid"
+    STATION = "station"
+    SERVICE_TLS = "service-tls"
+
+
+@dataclass(frozen=True, slots=True)
+class ToBeSigned:
+    """A TBSCertificate (`der`) that follows its profile, and the facts of it that a database keeps.
+
+    It is not a certificate: nothing has been signed. `not_before` and `not_after` are in UTC, to the second.
+    """
+
+    der: bytes
+    serial: int
+    profile: Profile
+    not_before: datetime
+    not_after: datetime
+
+
+def serial_of(entropy: bytes) -> int:
+    """A certificate serial out of at least 16 random bytes: positive, 16 octets, 126 of its bits random.
+
+    Its first bits are always 01: no serial is negative, none has a leading zero, all are of one length. CA/Browser
+    Forum asks for 64 random bits; RFC 5280 section 4.1.2.2 allows 20 octets.
+
+    Raises: ValueError.
+    """
+    if len(entropy) < SERIAL_OCTETS:
+        raise ValueError(f"a serial needs {SERIAL_OCTETS} random bytes, got {len(entropy)}")
+    return int.from_bytes(entropy[:SERIAL_OCTETS], "big") & ~(0b11 << 126) | 0b01 << 126
+
+
+def serial_text(serial: int) -> str:
+    """The serial as it stands in the database, in messages and on the terminal: lower-case hex."""
+    return format(serial, "x")
+
+
+def assemble(tbs: bytes, signature: bytes) -> bytes:
+    """The certificate or CRL in DER: to-be-signed bytes, ecdsa-with-SHA256, the DER of an ECDSA signature.
+
+    Does not verify the signature.
+    """
+    return der.sequence(tbs, ECDSA_WITH_SHA256, der.bits(signature))
