@@ -25,10 +25,6 @@ class TokenAmbiguous(HsmError):
     """Several tokens carry this label: say which by its serial number."""
 
 
-class TokenChanged(HsmError):
-    """Another token (another serial number) now answers to the label that this process opened."""
-
-
 class TokenExists(HsmError):
     """A token of this label is already there, or already open in this process."""
 

@@ -6,7 +6,6 @@ Certificate, CSR and CRL builders and securesystemslib's `CryptoSigner` take it 
 import hashlib
 from typing import Any, NoReturn, Protocol
 
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.utils import Buffer
@@ -67,7 +66,7 @@ class HsmEcKey(ec.EllipticCurvePrivateKey):
         raw = self._token.sign(self._reference, digest[: self._reference.coordinate_bytes])
         return raw_to_der(raw, self._reference.coordinate_bytes)
 
-    def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> NoReturn:
+    def exchange(self, *_arguments: object, **_named: object) -> NoReturn:
         """Refused: this key signs and does nothing else."""
         raise KeyUnsupported(f"{self!r} only signs")
 
@@ -75,12 +74,7 @@ class HsmEcKey(ec.EllipticCurvePrivateKey):
         """Refused: the private key does not leave the token."""
         raise KeyUnsupported(f"{self!r} does not leave its token")
 
-    def private_bytes(
-        self,
-        encoding: serialization.Encoding,
-        format: serialization.PrivateFormat,  # noqa: A002 (cryptography's own name)
-        encryption_algorithm: serialization.KeySerializationEncryption,
-    ) -> NoReturn:
+    def private_bytes(self, *_arguments: object, **_named: object) -> NoReturn:
         """Refused: the private key does not leave the token."""
         raise KeyUnsupported(f"{self!r} does not leave its token")
 
@@ -103,7 +97,7 @@ def _digest(data: Buffer, signature_algorithm: ec.EllipticCurveSignatureAlgorith
     algorithm = signature_algorithm.algorithm
     if isinstance(algorithm, Prehashed):
         return _checked_digest(bytes(data), algorithm.digest_size)
-    if not isinstance(algorithm, hashes.HashAlgorithm) or algorithm.name not in _HASHES:
+    if algorithm.name not in _HASHES:
         raise KeyUnsupported("the hash is none of SHA-256, SHA-384, SHA-512")
     return _HASHES[algorithm.name](data).digest()
 

@@ -95,10 +95,9 @@ class Module:
         self.initialized = False
         self.busy = 0  # threads inside the module
         self.limit = 1 if settings.locking == "null" else 1 << 30
-        self.labels: set[str] = set()
+        self._labels: set[str] = set()  # of the tokens that hold a share; guarded by `_loading`
         self._process = os.getpid()
         self._alone = False
-        self._users = 0
         try:
             get_function_list = ctypes.CDLL(str(settings.path)).C_GetFunctionList
         except (OSError, AttributeError) as error:
@@ -110,11 +109,12 @@ class Module:
         self._library: _Library | None = None
 
     @classmethod
-    def acquire(cls, settings: ModuleSettings) -> "Module":
-        """Take a share in the process's one instance of this module; load it if nobody did.
+    def acquire(cls, settings: ModuleSettings, label: str) -> "Module":
+        """Take a token's share in the process's one instance of this module; load it if nobody did.
 
         Raises:
             ModuleUnusable: not loadable, loaded before a fork, or in use here with other settings.
+            TokenExists: the share of this label is taken.
         """
         with cls._loading:
             key = settings.path.resolve()
@@ -126,16 +126,18 @@ class Module:
             module.refuse_after_fork()
             if (module.settings.locking, module.settings.environment) != (settings.locking, settings.environment):
                 raise ModuleUnusable(f"{settings.path} is in use in this process with other settings")
-            module._users += 1
+            if label in module._labels:
+                raise TokenExists(f"token {label!r} is already open in this process")
+            module._labels.add(label)
             return module
 
-    def release(self) -> None:
-        """Give the share back. The last one finalises the module, if no thread hangs inside."""
+    def release(self, label: str) -> None:
+        """Give the share back. The last one finalises the module."""
         with self._loading:
-            self._users -= 1
-            if self._users == 0:
+            self._labels.discard(label)
+            if not self._labels:
                 del self._loaded[self.settings.path.resolve()]
-                if self.busy == 0 and self.initialized:
+                if self.initialized:
                     self._finalize()
 
     def refuse_after_fork(self) -> None:

@@ -21,6 +21,7 @@ CURVES: dict[bytes, ec.EllipticCurve] = {
 }
 PARAMETERS = {curve.name: parameters for parameters, curve in CURVES.items()}
 
+LONG_FORM = 0x80  # DER lengths from here on take a second byte
 _PROBE = hashlib.sha256(b"muster: does this private key belong to its public key?").digest()
 _FLAGS = {
     "sensitive": Attribute.SENSITIVE,
@@ -91,7 +92,8 @@ def bind_private_key(session: pkcs11.Session, key: EcKeyReference, *, copy: bool
     """
     found = find_keys(session, ObjectClass.PRIVATE_KEY, label=key.label, id=key.id)
     handle = _only(found, f"private keys {key.label!r}")
-    if copy:
+    # SoftHSM lets no copy of an unmodifiable key differ, even in TOKEN: such a key is used where it is.
+    if copy and _flag(handle, Attribute.MODIFIABLE, unsafe=False):
         # SoftHSM reads a token object's file for each signature, a session object stays in memory. The copy inherits
         # SENSITIVE and not EXTRACTABLE, which a copy may only tighten (PKCS#11 2.40, section 4.1.3).
         handle = handle.copy({Attribute.TOKEN: False})
@@ -124,11 +126,11 @@ def decode_ec_point(parameters: bytes, point: bytes) -> ec.EllipticCurvePublicKe
     curve = CURVES.get(parameters)
     if curve is None:
         raise KeyUnsupported("the curve is none of P-256, P-384, P-521")
-    # PKCS#11 wants the point inside an OCTET STRING; some tokens give it bare.
-    raw = point
-    for header in (bytes([0x04, len(point) - 2]), bytes([0x04, 0x81, len(point) - 3])) if 3 <= len(point) < 256 else ():
-        if point.startswith(header):
-            raw = point[len(header) :]
+    size = 1 + 2 * ((curve.key_size + 7) // 8)
+    header, raw = point[:-size], point[-size:]
+    # PKCS#11 2.40, section 2.3.3 wants the point inside an OCTET STRING; some tokens give it bare.
+    if header not in (b"", bytes([0x04, size]) if size < LONG_FORM else bytes([0x04, 0x81, size])):
+        raise KeyUnsupported("the public key is neither an uncompressed point nor one in an OCTET STRING")
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(curve, raw)
     except ValueError as error:

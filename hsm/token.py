@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -17,12 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 
 from hsm.errors import (
+    HsmError,
     KeyExists,
     KeyNotFound,
     KeyUnsupported,
     PinUnreadable,
-    TokenChanged,
-    TokenExists,
     TokenRefused,
     TokenUnavailable,
     WrongPin,
@@ -70,6 +70,7 @@ class _Seat:
     """A session, the private keys bound to it, and how many signatures it made since it was taken."""
 
     session: pkcs11.Session
+    module: Module
     generation: int
     keys: dict[tuple[str, bytes], Any] = field(default_factory=dict)
     signatures: int = 0
@@ -102,7 +103,7 @@ class Token:
         self._serial = serial
         self._opening = threading.Lock()
         self._module: Module | None = None
-        # Guarded by the module's `changed`:
+        # Read under the module's `changed`; written under it, or while alone in the module:
         self._login: pkcs11.Session | None = None  # closing the session that logged in logs the whole token out
         self._seats: list[_Seat] = []
         self._generation = 0
@@ -124,21 +125,12 @@ class Token:
             self._refuse_wrong_pin()
             if self._module is not None:
                 return
-            module = Module.acquire(self.settings)
+            module = Module.acquire(self.settings, self.label)
             try:
-                with module.changed:
-                    if self.label in module.labels:
-                        raise TokenExists(f"token {self.label!r} is already open in this process")
-                    module.labels.add(self.label)
-                try:
-                    with module.alone(self._wait_seconds):
-                        self._log_in(module)
-                except BaseException:
-                    with module.changed:
-                        module.labels.discard(self.label)
-                    raise
+                with module.alone(self._wait_seconds):
+                    self._log_in(module)
             except BaseException:
-                module.release()
+                module.release(self.label)
                 raise
             self._module = module
 
@@ -146,20 +138,16 @@ class Token:
         """Log out, close the sessions, and give the module back. A closed token may be opened again.
 
         Raises:
-            TokenUnavailable: a call hangs in the module; the sessions stay as they are, nothing new starts.
+            TokenUnavailable: a call hangs in the module. The token stays open; close it again later.
         """
         with self._opening:
-            module, self._module = self._module, None
+            module = self._module
             if module is None:
                 return
-            try:
-                with module.alone(self._wait_seconds):
-                    self._drop_sessions(module)
-            finally:
-                with module.changed:
-                    self._serving = False
-                    module.labels.discard(self.label)
-                module.release()
+            with module.alone(self._wait_seconds):
+                self._drop_sessions(module)
+                self._module = None
+            module.release(self.label)
 
     def __enter__(self) -> Self:
         self.open()
@@ -244,8 +232,7 @@ class Token:
         try:
             return self._work(seat, work)
         except LOST:
-            pass  # named in `_again`, if the second time fails too
-        self._recover(seat.generation)
+            self._recover(seat.generation)
         return self._again(work)
 
     def _again(self, work: Callable[[_Seat], T]) -> T:
@@ -273,36 +260,40 @@ class Token:
 
     def _take(self) -> _Seat:
         while True:
-            module = self._module
-            if module is None:
-                raise TokenUnavailable(f"token {self.label!r} is not open")
+            module = self._opened_module()
             module.refuse_after_fork()
             with module.changed:
-                if not module.changed.wait_for(lambda: self._is_stale(module) or self._is_free(module), self._wait_seconds):
+                if not module.changed.wait_for(partial(self._is_decided, module), self._wait_seconds):
                     raise TokenUnavailable(f"token {self.label!r}: no session became free in {self._wait_seconds} s")
                 stale = self._generation
-                if not self._is_stale(module):
+                if self._serves(module):
                     module.busy += 1
                     return self._seats.pop()
             self._recover(stale)
 
-    def _is_stale(self, module: Module) -> bool:
-        return not module.is_alone and not (self._serving and self._generation == module.generation)
-
-    def _is_free(self, module: Module) -> bool:
-        return not module.is_alone and bool(self._seats) and module.busy < module.limit
-
-    def _give_back(self, seat: _Seat, *, sound: bool) -> None:
+    def _opened_module(self) -> Module:
         module = self._module
         if module is None:
-            return
-        with module.changed:
-            module.busy -= 1
+            raise TokenUnavailable(f"token {self.label!r} is not open")
+        return module
+
+    def _serves(self, module: Module) -> bool:
+        return self._serving and self._generation == module.generation
+
+    def _is_decided(self, module: Module) -> bool:
+        """Can a waiting thread go on, with a session or into a recovery?"""
+        if module.is_alone:
+            return False
+        return not self._serves(module) or (bool(self._seats) and module.busy < module.limit)
+
+    def _give_back(self, seat: _Seat, *, sound: bool) -> None:
+        with seat.module.changed:
+            seat.module.busy -= 1
             self._signatures += seat.signatures
             seat.signatures = 0
             if sound and seat.generation == self._generation:
                 self._seats.append(seat)
-            module.changed.notify_all()
+            seat.module.changed.notify_all()
 
     def _bound(self, seat: _Seat, key: EcKeyReference) -> Any:  # noqa: ANN401 (a class that python-pkcs11 makes at run time)
         name = (key.label, key.id)
@@ -323,12 +314,7 @@ class Token:
                 label=label,
                 store=True,
                 capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
-                private_template={
-                    Attribute.PRIVATE: True,
-                    Attribute.SENSITIVE: True,
-                    Attribute.EXTRACTABLE: False,
-                    Attribute.MODIFIABLE: False,
-                },
+                private_template={Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
                 public_template={Attribute.MODIFIABLE: False},
             )
         finally:
@@ -340,22 +326,19 @@ class Token:
     def _recover(self, seen: int) -> None:
         """Renew sessions that were made in generation `seen`; if another thread did it meanwhile, that is enough."""
         self._refuse_early()
-        module = self._module
-        if module is None:
-            raise TokenUnavailable(f"token {self.label!r} is not open")
+        module = self._opened_module()
         with module.alone(self._wait_seconds):
-            if self._serving and self._generation != seen and self._generation == module.generation:
+            if self._opened_module() is not module or (self._serves(module) and self._generation != seen):
                 return
             self._refuse_early()
-            with module.changed:
-                self._serving = False
+            self._serving = False
             try:
                 # Another token's recovery may have reloaded the module already.
                 if not module.initialized or self._generation == module.generation:
                     module.reload()
                 self._log_in(module)
-            except TokenUnavailable as error:
-                self._pause(module, str(error))
+            except HsmError as error:
+                self._pause(str(error))
                 raise
 
     def _log_in(self, module: Module) -> None:
@@ -363,16 +346,14 @@ class Token:
         try:
             token = module.find_token(self.label, self._serial)
             self._login = self._logged_in_session(token)
-            seats = [_Seat(token.open(), module.generation) for _ in range(self._sessions)]
+            seats = [_Seat(token.open(), module, module.generation) for _ in range(self._sessions)]
         except pkcs11.PKCS11Error as error:
             reason = f"{type(error).__name__} {error}".rstrip()
             raise TokenUnavailable(f"token {self.label!r} does not log in: {reason}") from error
         self._serial = serial_of(token)  # from now on only this very token will do
-        with module.changed:
-            self._seats = seats
-            self._serving = True
-            self._pause_seconds = 0.0
-            self._pause_until = 0.0
+        self._seats = seats
+        self._serving = True
+        self._pause_seconds = self._pause_until = 0.0
 
     def _logged_in_session(self, token: pkcs11.Token) -> pkcs11.Session:
         # The PIN is in no local variable, and the errors below are raised outside `except`: no traceback and no
@@ -406,15 +387,14 @@ class Token:
         if time.monotonic() < self._pause_until:
             raise TokenUnavailable(self._failure)
 
-    def _pause(self, module: Module, failure: str) -> None:
-        with module.changed:
-            self._failure = failure
-            self._pause_seconds = min(max(2 * self._pause_seconds, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-            self._pause_until = time.monotonic() + self._pause_seconds
+    def _pause(self, failure: str) -> None:
+        self._failure = failure
+        self._pause_seconds = min(max(2 * self._pause_seconds, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        self._pause_until = time.monotonic() + self._pause_seconds
 
     def _drop_sessions(self, module: Module) -> None:
-        with module.changed:
-            seats, self._seats, login, self._login = self._seats, [], self._login, None
+        seats, self._seats, login, self._login = self._seats, [], self._login, None
+        self._serving = False
         if self._generation != module.generation:
             return  # a reload has closed them
         for session in (*(seat.session for seat in seats), *((login,) if login else ())):
