@@ -1,0 +1,123 @@
+"""Commands to make and run virtual devices: `python -m lab --help`."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from lab.ekca import EkCaFailure, create_ek_ca, open_ek_ca
+from lab.firmware import NoSuchStage, flip_byte, make_image
+from lab.slots import BootFailure
+from lab.swtpm import VirtualTpmFailure
+from lab.virtual import DeviceFailure, DeviceSettings, VirtualDevice, create_device
+from ota.firmware import MalformedImage, build_image
+
+_FAILURES = (BootFailure, DeviceFailure, EkCaFailure, MalformedImage, NoSuchStage, OSError, VirtualTpmFailure)
+
+
+class _Stopped(Exception):  # noqa: N818  a request, not a fault
+    """SIGTERM or SIGINT came."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit status: 0 done, 1 it failed (one line on stderr), 2 usage."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        return _COMMANDS[chosen.command](chosen)
+    except _FAILURES as failure:
+        print(f"lab {chosen.command}: {failure}", file=sys.stderr)
+        return 1
+
+
+def _ek_ca(chosen: argparse.Namespace) -> int:
+    ca = create_ek_ca(chosen.directory)
+    print(json.dumps({"directory": str(ca.directory), "root": str(ca.root_pem)}))
+    return 0
+
+
+def _image(chosen: argparse.Namespace) -> int:
+    image = make_image(chosen.hardware, chosen.version, chosen.counter, chosen.seed)
+    if chosen.flip is not None:
+        image = flip_byte(image, chosen.flip)
+    chosen.out.write_bytes(build_image(image))
+    print(json.dumps({"image": str(chosen.out), "hardware": image.hardware, "version": image.version}))
+    return 0
+
+
+def _create(chosen: argparse.Namespace) -> int:
+    directory: Path = chosen.directory
+    place: Path = chosen.ek_ca or directory.with_name("ek-ca")
+    ca = open_ek_ca(place) if (place / "setup.conf").exists() else create_ek_ca(place)
+    settings = DeviceSettings(
+        name=chosen.name,
+        service=chosen.service,
+        public=chosen.public,
+        anchor=chosen.anchor,
+        openssl_conf=chosen.openssl_conf,
+    )
+    pems = create_device(directory, chosen.image.read_bytes(), ca, settings)
+    answer = {"name": chosen.name, "directory": str(directory), "ek_ca": str(ca.root_pem)}
+    print(json.dumps({**answer, "ek_certificates": {kind: str(pem) for kind, pem in pems.items()}}))
+    return 0
+
+
+def _boot(chosen: argparse.Namespace) -> int:
+    device = VirtualDevice(chosen.directory)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        status = device.run()
+    except _Stopped:
+        return 0
+    finally:
+        # From here to the end of an orderly shutdown a second signal must not interrupt.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        device.power_off()
+    if status != 0:
+        print(f"lab boot: the agent ended with exit status {status}", file=sys.stderr)
+    return 0 if status == 0 else 1
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+_COMMANDS = {"ek-ca": _ek_ca, "image": _image, "create": _create, "boot": _boot}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lab", description="Virtual devices with software TPMs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    ek_ca = commands.add_parser("ek-ca", help="make a TPM manufacturer: an EK certificate authority")
+    ek_ca.add_argument("directory", type=Path)
+
+    image = commands.add_parser("image", help="make a firmware image")
+    image.add_argument("out", type=Path)
+    image.add_argument("--version", default="1")
+    image.add_argument("--counter", type=int, default=1, help="release counter")
+    image.add_argument("--hardware", default="gateway")
+    image.add_argument("--seed", default="muster", help="another seed gives another image")
+    image.add_argument("--flip", metavar="STAGE", help="change one byte of this stage")
+
+    create = commands.add_parser("create", help="make a virtual device")
+    create.add_argument("directory", type=Path)
+    create.add_argument("--image", type=Path, required=True)
+    create.add_argument("--name", required=True, help="serial number of the device")
+    create.add_argument("--ek-ca", type=Path, help="the TPM's manufacturer (default: ek-ca beside the device)")
+    create.add_argument("--service", required=True, metavar="URL", help="the device listener")
+    create.add_argument("--public", required=True, metavar="URL", help="the public listener")
+    create.add_argument("--anchor", type=Path, metavar="FILE", help="what the device trusts first")
+    create.add_argument("--openssl-conf", type=Path, metavar="FILE", help="configuration with the tpm2 provider")
+
+    boot = commands.add_parser("boot", help="power a device on and keep it running until SIGTERM")
+    boot.add_argument("directory", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
