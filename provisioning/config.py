@@ -1,0 +1,194 @@
+"""The configuration: one frozen value, complete after start-up, out of `muster.toml` in the data directory.
+
+Every limit stands here with its unit in its name. This module alone reads the environment.
+"""
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from wire.codec import Cap, MalformedMessage, load
+
+CONFIG_NAME = "muster.toml"
+DEFAULT_DATA_DIR = Path(".muster")
+_SERVICE_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+
+
+class ConfigurationRefused(Exception):
+    """The data directory or its configuration cannot be used. One line: file, what, cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the listeners bind. `advertised_host` is what devices are told to connect to."""
+
+    host: str = "127.0.0.1"
+    advertised_host: str = "127.0.0.1"
+    device_port: int = 8443
+    operator_port: int = 8444
+    public_port: int = 8080
+    mqtt_port: int = 8883
+
+
+@dataclass(frozen=True, slots=True)
+class Hsm:
+    """The PKCS#11 module and the service's token in it. An empty `module` means: find SoftHSM2."""
+
+    module: str = ""
+    token: str = "muster"
+    root_token: str = "root"
+    pin_directory: str = "secrets"
+    softhsm_configuration: str = "tokens/softhsm2.conf"
+    locking: Annotated[str, Cap(8)] = "os"
+    sessions: int = 4
+    deadline_seconds: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    root_days: int = 7300
+    issuing_days: int = 3650
+    service_days: int = 365
+    station_days: int = 365
+    ldevid_days: int = 30
+    backdate_seconds: int = 300
+    """How far notBefore lies in the past, for verifiers whose clock is behind."""
+    crl_seconds: int = 7 * 86400
+    crl_refresh_seconds: int = 86400
+    attestation_seconds: int = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    header_deadline_seconds: int = 10
+    body_deadline_seconds: int = 15
+    idle_seconds: int = 60
+    handshake_deadline_seconds: int = 10
+    connections: int = 2000
+    connections_per_address: int = 500
+    requests_per_second_per_address: int = 2000
+    enrollments_per_second: int = 2000
+    in_flight_enrollments: int = 512
+    challenge_seconds: int = 300
+    open_challenges: int = 100_000
+    unknown_refusals: int = 10_000
+    """Refusals of strangers that are kept for `explain`; older ones are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Commands over MQTT: how long one may be carried out, how often it is sent again."""
+
+    lifetime_seconds: int = 3600
+    retry_seconds: int = 15
+    grace_seconds: int = 3600
+    """How long a superseded certificate stays good after its successor was put to use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    service_name: str
+    listen: Listen = field(default_factory=Listen)
+    hsm: Hsm = field(default_factory=Hsm)
+    lifetimes: Lifetimes = field(default_factory=Lifetimes)
+    limits: Limits = field(default_factory=Limits)
+    commands: Commands = field(default_factory=Commands)
+    workers: int = 1
+    database: str = "muster.db"
+    """A path relative to the data directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """Where each thing lies in a data directory."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / CONFIG_NAME
+
+    @property
+    def secrets(self) -> Path:
+        return self.root / "secrets"
+
+    @property
+    def operator_token(self) -> Path:
+        return self.secrets / "operator.token"
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens"
+
+    @property
+    def ca(self) -> Path:
+        return self.root / "ca"
+
+    @property
+    def trust(self) -> Path:
+        return self.root / "trust"
+
+    @property
+    def director(self) -> Path:
+        return self.root / "director"
+
+    @property
+    def image(self) -> Path:
+        return self.root / "image"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def endpoints(self) -> Path:
+        return self.run / "endpoints.json"
+
+    @property
+    def tls(self) -> Path:
+        return self.root / "tls"
+
+    @property
+    def anchor(self) -> Path:
+        return self.root / "anchor.json"
+
+    def pin(self, token: str) -> Path:
+        return self.secrets / f"{token}.pin"
+
+    def database(self, config: Config) -> Path:
+        return self.root / config.database
+
+
+def data_directory(given: Path | None) -> DataDirectory:
+    """The data directory that `--data-dir`, else `MUSTER_DATA_DIR`, else the default names."""
+    return DataDirectory((given or Path(os.environ.get("MUSTER_DATA_DIR") or DEFAULT_DATA_DIR)).absolute())
+
+
+def load_config(directory: DataDirectory) -> Config:
+    """The configuration of a data directory. Raises: ConfigurationRefused."""
+    if not directory.config.is_file():
+        msg = f"{directory.root}: is no Muster data directory (no {CONFIG_NAME}); make one: muster init"
+        raise ConfigurationRefused(msg)
+    text = directory.config.read_text(encoding="utf-8")
+    return parse_config(text, str(directory.config))
+
+
+def parse_config(text: str, name: str) -> Config:
+    """The configuration out of TOML; unknown keys are refused. Raises: ConfigurationRefused."""
+    try:
+        config = load(Config, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{name}: is not TOML: {error}; correct that line"
+        raise ConfigurationRefused(msg) from error
+    except MalformedMessage as error:
+        key = error.where.rsplit(".", 1)[-1]
+        line = next((n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(key)), 1)
+        msg = f"{name}: line {line}: {error}; correct or remove it"
+        raise ConfigurationRefused(msg) from error
+    if _SERVICE_NAME.fullmatch(config.service_name) is None:
+        msg = f"{name}: service_name: {config.service_name!r} is no DNS name in lower case; correct it"
+        raise ConfigurationRefused(msg)
+    return config

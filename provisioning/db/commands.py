@@ -1,0 +1,154 @@
+"""The outbox, MQTT sessions, releases, assignments and leases: reads and writes."""
+
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from provisioning.db.devices import Record
+from provisioning.db.tables import Assignment, Command, Lease, MqttSession, Release, table_of
+
+command, session = table_of(Command), table_of(MqttSession)
+release, assignment, lease = table_of(Release), table_of(Assignment), table_of(Lease)
+
+_DUE = (
+    select(command, session.c.session, session.c.down_sequence)
+    .join(session, session.c.device_id == command.c.device_id)
+    .where(command.c.state == "pending", command.c.next_try_at <= bindparam("now"))
+    .order_by(command.c.next_try_at, command.c.message_id)
+    .limit(bindparam("most"))
+)
+
+
+def add(tx: Connection, row: dict[str, Any]) -> None:
+    """Insert a command."""
+    tx.execute(insert(command), row)
+
+
+def get(tx: Connection, message_id: str) -> Record | None:
+    """The command of that message id."""
+    return tx.execute(select(command).where(command.c.message_id == message_id)).first()
+
+
+def due(tx: Connection, now: int, most: int) -> list[Record]:
+    """Commands that are to be sent now, to devices that said hello; with the session and its last sequence."""
+    return list(tx.execute(_DUE, {"now": now, "most": most}))
+
+
+def next_sequence(tx: Connection, device_id: str) -> int:
+    """The next sequence of what goes down to a device."""
+    mine = session.c.device_id == device_id
+    tx.execute(update(session).where(mine).values(down_sequence=session.c.down_sequence + 1))
+    return int(tx.execute(select(session.c.down_sequence).where(mine)).scalar_one())
+
+
+def sent(tx: Connection, message_id: str, *, next_try_at: int) -> None:
+    """Count a try; the command stays pending until it is done."""
+    one = update(command).where(command.c.message_id == message_id)
+    tx.execute(one.values(tries=command.c.tries + 1, next_try_at=next_try_at))
+
+
+def finish(tx: Connection, message_id: str, *, state: str, result: str | None = None) -> bool:
+    """End a pending command. False where it had ended already."""
+    mine = (command.c.message_id == message_id, command.c.state == "pending")
+    return tx.execute(update(command).where(*mine).values(state=state, result=result)).rowcount == 1
+
+
+def expire(tx: Connection, now: int) -> int:
+    """End all pending commands whose time is over."""
+    late = update(command).where(command.c.state == "pending", command.c.expires_at <= now)
+    return tx.execute(late.values(state="expired")).rowcount
+
+
+def hurry(tx: Connection, device_id: str, now: int) -> None:
+    """All pending commands of a device are due now: it said hello."""
+    mine = update(command).where(command.c.device_id == device_id, command.c.state == "pending")
+    tx.execute(mine.values(next_try_at=now))
+
+
+def pending_of(tx: Connection, device_id: str, kind: str) -> Record | None:
+    """A pending command of that kind to a device."""
+    mine = (command.c.device_id == device_id, command.c.kind == kind, command.c.state == "pending")
+    return tx.execute(select(command).where(*mine)).first()
+
+
+def commands_of(tx: Connection, device_id: str, limit: int) -> list[Record]:
+    """The newest commands to a device."""
+    mine = select(command).where(command.c.device_id == device_id)
+    return list(tx.execute(mine.order_by(command.c.created_at.desc()).limit(limit)))
+
+
+def session_of(tx: Connection, device_id: str) -> Record | None:
+    """The session that a device's last hello named."""
+    return tx.execute(select(session).where(session.c.device_id == device_id)).first()
+
+
+def put_session(tx: Connection, device_id: str, values: dict[str, Any]) -> None:
+    """Insert or replace a device's session."""
+    if session_of(tx, device_id) is None:
+        tx.execute(insert(session).values(device_id=device_id, **values))
+    else:
+        tx.execute(update(session).where(session.c.device_id == device_id).values(**values))
+
+
+def accept_sequence(tx: Connection, device_id: str, of_session: str, sequence: int) -> bool:
+    """Take an up message's sequence. False where it is of another session or not higher than the last one."""
+    mine = (session.c.device_id == device_id, session.c.session == of_session, session.c.up_sequence < sequence)
+    return tx.execute(update(session).where(*mine).values(up_sequence=sequence)).rowcount == 1
+
+
+def put_release(tx: Connection, row: dict[str, Any]) -> None:
+    """Insert a release, or replace what is known of its target."""
+    if release_by_target(tx, row["target"]) is None:
+        tx.execute(insert(release), row)
+    else:
+        tx.execute(update(release).where(release.c.target == row["target"]).values(**row))
+
+
+def release_by_target(tx: Connection, target: str) -> Record | None:
+    """The release of that target path."""
+    return tx.execute(select(release).where(release.c.target == target)).first()
+
+
+def releases(tx: Connection) -> list[Record]:
+    """All releases, newest counter first."""
+    return list(tx.execute(select(release).order_by(release.c.hardware, release.c.release_counter.desc())))
+
+
+def assignment_of(tx: Connection, device_id: str) -> Record | None:
+    """What the Director tells a device to run."""
+    return tx.execute(select(assignment).where(assignment.c.device_id == device_id)).first()
+
+
+def put_assignment(tx: Connection, device_id: str, *, target: str, now: int) -> int:
+    """Assign a release to a device; returns the version of its metadata, which rises."""
+    current = assignment_of(tx, device_id)
+    version = 1 if current is None else int(current.metadata_version) + 1
+    values = {"target": target, "state": "assigned", "detail": None, "metadata_version": version}
+    if current is None:
+        row = insert(assignment).values(device_id=device_id, assigned_at=now, updated_at=now, **values)
+        tx.execute(row)
+    else:
+        mine = update(assignment).where(assignment.c.device_id == device_id)
+        tx.execute(mine.values(assigned_at=now, updated_at=now, **values))
+    return version
+
+
+def report_assignment(tx: Connection, device_id: str, *, state: str, detail: str | None, now: int) -> None:
+    """What the device says about its update."""
+    mine = update(assignment).where(assignment.c.device_id == device_id)
+    tx.execute(mine.values(state=state, detail=detail, updated_at=now))
+
+
+def take_lease(tx: Connection, name: str, holder: str, *, now: int, until: int) -> bool:
+    """Take or keep a lease. False while another holder's has not expired."""
+    row = tx.execute(select(lease).where(lease.c.name == name)).first()
+    if row is None:
+        tx.execute(insert(lease).values(name=name, holder=holder, expires_at=until))
+        return True
+    free = (lease.c.name == name, (lease.c.holder == holder) | (lease.c.expires_at <= now))
+    return tx.execute(update(lease).where(*free).values(holder=holder, expires_at=until)).rowcount == 1
+
+
+def pending_count(tx: Connection) -> int:
+    """How many commands wait."""
+    return int(tx.execute(select(func.count()).where(command.c.state == "pending")).scalar_one())

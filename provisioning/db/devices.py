@@ -1,0 +1,139 @@
+"""Devices, stations, policies: reads and writes. Each function takes a connection and nothing else that changes."""
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, update
+
+from provisioning.db.tables import Assignment, Device, Operator, Policy, Release, Station, table_of
+
+Record = Row[Any]
+"""A row, read-only, with the columns' names."""
+
+device, station, policy, operator = (table_of(row) for row in (Device, Station, Policy, Operator))
+assignment, release = table_of(Assignment), table_of(Release)
+
+_NEWEST_POLICY = select(policy).where(policy.c.model == bindparam("model")).order_by(policy.c.version.desc()).limit(1)
+_BY_ID = select(device).where(device.c.id == bindparam("id"))
+_BY_EK = select(device).where(device.c.ek_id == bindparam("ek_id"))
+_BY_SERIAL = select(device).where(device.c.serial == bindparam("serial"))
+_ASSIGNED = (
+    select(assignment.c.state, release)
+    .join(release, release.c.target == assignment.c.target)
+    .where(assignment.c.device_id == bindparam("id"), release.c.withdrawn.is_(False))
+)
+_COMMITTED = (
+    select(release)
+    .join(device, and_(device.c.release_version == release.c.version, device.c.release_counter == release.c.release_counter))
+    .where(device.c.id == bindparam("id"), release.c.withdrawn.is_(False))
+)
+
+
+def by_id(tx: Connection, device_id: str) -> Record | None:
+    """The device of that id."""
+    return tx.execute(_BY_ID, {"id": device_id}).first()
+
+
+def by_ek(tx: Connection, ek_id: str) -> Record | None:
+    """The device whose EK has that id."""
+    return tx.execute(_BY_EK, {"ek_id": ek_id}).first()
+
+
+def by_serial(tx: Connection, serial: str) -> Record | None:
+    """The device of that serial."""
+    return tx.execute(_BY_SERIAL, {"serial": serial}).first()
+
+
+def by_name(tx: Connection, name: str) -> Record | None:
+    """The device whose id or serial that is; an operator may type either."""
+    return by_id(tx, name) or by_serial(tx, name)
+
+
+def after(tx: Connection, serial: str, limit: int) -> list[Record]:
+    """At most `limit` devices behind `serial`, in the order of serials."""
+    return list(tx.execute(select(device).where(device.c.serial > serial).order_by(device.c.serial).limit(limit)))
+
+
+def count_by_state(tx: Connection) -> dict[str, int]:
+    """How many devices are in which state."""
+    rows = tx.execute(select(device.c.state, func.count()).group_by(device.c.state))
+    return {row[0]: row[1] for row in rows}
+
+
+def add(tx: Connection, rows: list[dict[str, Any]]) -> None:
+    """Insert registered devices."""
+    tx.execute(insert(device), rows)
+
+
+def conflicts(tx: Connection, serial: str, ek_id: str) -> list[Record]:
+    """The devices that hold this serial or this EK already."""
+    return list(tx.execute(select(device).where(or_(device.c.serial == serial, device.c.ek_id == ek_id))))
+
+
+def change(tx: Connection, device_id: str, **columns: Any) -> None:
+    """Set columns of one device."""
+    tx.execute(update(device).where(device.c.id == device_id).values(**columns))
+
+
+def newest_policy(tx: Connection, model: str) -> Record | None:
+    """The policy in force for a model."""
+    return tx.execute(_NEWEST_POLICY, {"model": model}).first()
+
+
+def policy_by_id(tx: Connection, policy_id: int) -> Record | None:
+    """The policy under which a challenge was made."""
+    return tx.execute(select(policy).where(policy.c.id == policy_id)).first()
+
+
+def policies(tx: Connection) -> list[Record]:
+    """The policy in force of every model."""
+    newest = select(policy.c.model, func.max(policy.c.version).label("version")).group_by(policy.c.model).subquery()
+    joined = policy.join(newest, and_(policy.c.model == newest.c.model, policy.c.version == newest.c.version))
+    return list(tx.execute(select(policy).select_from(joined).order_by(policy.c.model)))
+
+
+def add_policy(tx: Connection, *, model: str, text: str, now: int, by: str) -> int:
+    """Insert the next version of a model's policy; returns the version."""
+    current = newest_policy(tx, model)
+    version = 1 if current is None else int(current.version) + 1
+    tx.execute(insert(policy).values(model=model, version=version, text=text, created_at=now, created_by=by))
+    return version
+
+
+def station_by_name(tx: Connection, name: str) -> Record | None:
+    """A factory station."""
+    return tx.execute(select(station).where(station.c.name == name)).first()
+
+
+def stations(tx: Connection) -> list[Record]:
+    """All factory stations."""
+    return list(tx.execute(select(station).order_by(station.c.name)))
+
+
+def put_station(tx: Connection, *, name: str, certificate_serial: str, budget: int, now: int) -> None:
+    """Insert a station, or give a known one a new certificate and budget."""
+    values = {"certificate_serial": certificate_serial, "budget": budget, "used": 0, "created_at": now}
+    if station_by_name(tx, name) is None:
+        tx.execute(insert(station).values(name=name, **values))
+    else:
+        tx.execute(update(station).where(station.c.name == name).values(**values))
+
+
+def spend(tx: Connection, name: str, count: int) -> None:
+    """Count registered devices against a station's budget."""
+    tx.execute(update(station).where(station.c.name == name).values(used=station.c.used + count))
+
+
+def operator_by_token(tx: Connection, token_sha256: str) -> Record | None:
+    """The operator whose token has that hash."""
+    return tx.execute(select(operator).where(operator.c.token_sha256 == token_sha256)).first()
+
+
+def add_operator(tx: Connection, *, name: str, role: str, token_sha256: str, now: int) -> None:
+    """Insert an operator."""
+    tx.execute(insert(operator).values(name=name, role=role, token_sha256=token_sha256, created_at=now))
+
+
+def releases_of(tx: Connection, device_id: str) -> list[Record]:
+    """The releases whose reference values this device may show: the one it committed and the one assigned to it."""
+    found = [*tx.execute(_COMMITTED, {"id": device_id}), *tx.execute(_ASSIGNED, {"id": device_id})]
+    return found

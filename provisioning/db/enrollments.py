@@ -1,0 +1,198 @@
+"""Challenges, certificates, attestations, refusals: reads and writes."""
+
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from provisioning.db.devices import Record
+from provisioning.db.tables import Attestation, BootLog, Certificate, Crl, Enrollment, RefusalRow, table_of
+
+enrollment, certificate, attestation = table_of(Enrollment), table_of(Certificate), table_of(Attestation)
+boot_log, refusal, crl = table_of(BootLog), table_of(RefusalRow), table_of(Crl)
+
+_INSERT_ENROLLMENT = insert(enrollment)
+_ENROLLMENT = select(enrollment).where(enrollment.c.id == bindparam("id"))
+_TAKE = (
+    update(enrollment)
+    .where(enrollment.c.id == bindparam("one"), enrollment.c.state == "open")
+    .values(state="taken", evidence_sha256=bindparam("hash"))
+)
+_INSERT_CERTIFICATE = insert(certificate)
+_BY_ENROLLMENT = select(certificate).where(certificate.c.enrollment_id == bindparam("id"))
+_BY_SERIAL = select(certificate).where(certificate.c.serial == bindparam("serial"))
+_BY_KEY = select(certificate).where(certificate.c.key_id == bindparam("key_id"))
+_SIGN = (
+    update(certificate)
+    .where(certificate.c.serial == bindparam("one"), certificate.c.signature.is_(None))
+    .values(signature=bindparam("sig"), state="issued")
+)
+
+
+def add(tx: Connection, row: dict[str, Any]) -> None:
+    """Insert an open challenge."""
+    tx.execute(_INSERT_ENROLLMENT, row)
+
+
+def get(tx: Connection, enrollment_id: str) -> Record | None:
+    """The challenge of that id."""
+    return tx.execute(_ENROLLMENT, {"id": enrollment_id}).first()
+
+
+def open_count(tx: Connection, now: int) -> int:
+    """How many challenges are open and not expired."""
+    counted = select(func.count()).where(enrollment.c.expires_at > now, enrollment.c.state == "open")
+    return int(tx.execute(counted).scalar_one())
+
+
+def passed_since(tx: Connection, device_id: str, since: int) -> int:
+    """How many enrollments of a device passed since then."""
+    mine = (enrollment.c.device_id == device_id, enrollment.c.flow == "enroll", enrollment.c.state == "passed")
+    return int(tx.execute(select(func.count()).where(*mine, enrollment.c.created_at >= since)).scalar_one())
+
+
+def take(tx: Connection, enrollment_id: str, evidence_sha256: bytes) -> bool:
+    """Mark an open challenge as taken by this evidence. False where it is not open (any more)."""
+    return tx.execute(_TAKE, {"one": enrollment_id, "hash": evidence_sha256}).rowcount == 1
+
+
+def close(tx: Connection, enrollment_id: str, **columns: Any) -> None:
+    """End a challenge; its secret goes."""
+    tx.execute(update(enrollment).where(enrollment.c.id == enrollment_id).values(secret=None, **columns))
+
+
+def forget_expired(tx: Connection, before: int) -> int:
+    """Drop challenges that expired before then and were never answered."""
+    gone = delete(enrollment).where(enrollment.c.expires_at < before, enrollment.c.state == "open")
+    return tx.execute(gone).rowcount
+
+
+def add_certificate(tx: Connection, row: dict[str, Any]) -> None:
+    """Insert a reserved certificate: its serial and to-be-signed bytes, before the HSM sees them."""
+    tx.execute(_INSERT_CERTIFICATE, row)
+
+
+def sign_certificate(tx: Connection, serial: str, signature: bytes) -> bool:
+    """Record the signature, if there is none yet."""
+    return tx.execute(_SIGN, {"one": serial, "sig": signature}).rowcount == 1
+
+
+def certificate_of_enrollment(tx: Connection, enrollment_id: str) -> Record | None:
+    """The certificate, reserved or issued, that answers this challenge."""
+    return tx.execute(_BY_ENROLLMENT, {"id": enrollment_id}).first()
+
+
+def certificate_by_serial(tx: Connection, serial: str) -> Record | None:
+    """The certificate of that serial (lower hex)."""
+    return tx.execute(_BY_SERIAL, {"serial": serial}).first()
+
+
+def certificates_by_key(tx: Connection, key_id: str) -> list[Record]:
+    """All certificates over one key."""
+    return list(tx.execute(_BY_KEY, {"key_id": key_id}))
+
+
+def certificates_of(tx: Connection, device_id: str) -> list[Record]:
+    """All certificates of a device, oldest first."""
+    mine = select(certificate).where(certificate.c.device_id == device_id)
+    return list(tx.execute(mine.order_by(certificate.c.reserved_at, certificate.c.not_before, certificate.c.serial)))
+
+
+def certificates_after(tx: Connection, serial: str, limit: int) -> list[Record]:
+    """At most `limit` certificates behind a serial, in the order of serials."""
+    behind = select(certificate).where(certificate.c.serial > serial).order_by(certificate.c.serial).limit(limit)
+    return list(tx.execute(behind))
+
+
+def supersede(tx: Connection, device_id: str, *, but: str, revoke_at: int) -> None:
+    """All issued certificates of a device but one are superseded, and to be revoked at that time."""
+    mine = (certificate.c.device_id == device_id, certificate.c.serial != but, certificate.c.state == "issued")
+    tx.execute(update(certificate).where(*mine).values(state="superseded", revoke_at=revoke_at))
+
+
+def revoke(tx: Connection, serial: str, *, at: int, reason: str) -> bool:
+    """Revoke one certificate that is not revoked yet; revocation is final."""
+    mine = (certificate.c.serial == serial, certificate.c.state != "revoked")
+    done = tx.execute(update(certificate).where(*mine).values(state="revoked", revoked_at=at, reason=reason))
+    return done.rowcount == 1
+
+
+def due_for_revocation(tx: Connection, now: int) -> list[Record]:
+    """Superseded certificates whose grace period is over."""
+    due = select(certificate).where(certificate.c.state == "superseded", certificate.c.revoke_at <= now)
+    return list(tx.execute(due))
+
+
+def revoked(tx: Connection, now: int) -> list[Record]:
+    """What stands in the CRL: revoked and not expired."""
+    listed = (certificate.c.state == "revoked", certificate.c.not_after > now)
+    columns = (certificate.c.serial, certificate.c.revoked_at, certificate.c.reason)
+    return list(tx.execute(select(*columns).where(*listed).order_by(certificate.c.serial)))
+
+
+def newest_crl(tx: Connection) -> Record | None:
+    """The CRL with the highest number."""
+    return tx.execute(select(crl).order_by(crl.c.number.desc()).limit(1)).first()
+
+
+def add_crl(tx: Connection, *, number: int, der: bytes, this_update: int, next_update: int) -> None:
+    """Insert a CRL and drop its predecessors but one."""
+    tx.execute(insert(crl).values(number=number, der=der, this_update=this_update, next_update=next_update))
+    tx.execute(delete(crl).where(crl.c.number < number - 1))
+
+
+def add_attestation(tx: Connection, row: dict[str, Any]) -> None:
+    """Insert evidence that passed."""
+    tx.execute(insert(attestation), row)
+
+
+def attestations_of(tx: Connection, device_id: str, limit: int) -> list[Record]:
+    """The newest evidence of a device that passed."""
+    mine = select(attestation).where(attestation.c.device_id == device_id)
+    return list(tx.execute(mine.order_by(attestation.c.at.desc()).limit(limit)))
+
+
+def attestation_by_id(tx: Connection, enrollment_id: str) -> Record | None:
+    """The evidence that answered this challenge."""
+    return tx.execute(select(attestation).where(attestation.c.id == enrollment_id)).first()
+
+
+def put_boot_log(tx: Connection, *, sha256: str, device_id: str, content: bytes, now: int) -> None:
+    """Store a boot log once."""
+    if tx.execute(select(boot_log.c.sha256).where(boot_log.c.sha256 == sha256)).first() is None:
+        tx.execute(insert(boot_log).values(sha256=sha256, device_id=device_id, content=content, at=now))
+
+
+def boot_log_content(tx: Connection, sha256: str) -> bytes | None:
+    """A boot log by its hash."""
+    content: bytes | None = tx.execute(select(boot_log.c.content).where(boot_log.c.sha256 == sha256)).scalar()
+    return content
+
+
+def add_refusal(tx: Connection, row: dict[str, Any]) -> None:
+    """Insert a refusal."""
+    tx.execute(insert(refusal), row)
+
+
+def refusal_by_id(tx: Connection, refusal_id: str) -> Record | None:
+    """The refusal of that id."""
+    return tx.execute(select(refusal).where(refusal.c.id == refusal_id)).first()
+
+
+def newest_refusal_of(tx: Connection, device_id: str) -> Record | None:
+    """What a device was refused last."""
+    mine = select(refusal).where(refusal.c.device_id == device_id)
+    return tx.execute(mine.order_by(refusal.c.at.desc(), refusal.c.id.desc()).limit(1)).first()
+
+
+def forget_strangers(tx: Connection, keep: int) -> int:
+    """Drop all but the newest refusals of unknown senders."""
+    strangers = select(refusal.c.id).where(refusal.c.device_id.is_(None))
+    oldest = strangers.order_by(refusal.c.at.desc(), refusal.c.id.desc()).offset(keep).limit(10_000)
+    ids = [row[0] for row in tx.execute(oldest)]
+    return tx.execute(delete(refusal).where(refusal.c.id.in_(ids))).rowcount if ids else 0
+
+
+def refusals_of_strangers(tx: Connection, since: int, until: int) -> int:
+    """How many refusals of unknown senders fell in a span."""
+    strangers = (refusal.c.device_id.is_(None), refusal.c.at >= since, refusal.c.at < until)
+    return int(tx.execute(select(func.count()).where(*strangers)).scalar_one())

@@ -1,0 +1,53 @@
+"""Leaves and checkpoints of the log: reads and writes."""
+
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from provisioning.db.devices import Record
+from provisioning.db.tables import Checkpoint, Leaf, table_of
+
+leaf, checkpoint = table_of(Leaf), table_of(Checkpoint)
+_INSERT = insert(leaf)
+
+
+def add(tx: Connection, row: dict[str, Any]) -> None:
+    """Insert a leaf, unnumbered, in the transaction of what it records."""
+    tx.execute(_INSERT, row)
+
+
+def unnumbered(tx: Connection, most: int) -> list[Record]:
+    """Leaves that wait for a number, in the order in which they came."""
+    waiting = select(leaf.c.id, leaf.c.hash).where(leaf.c.number.is_(None)).order_by(leaf.c.id).limit(most)
+    return list(tx.execute(waiting))
+
+
+def number(tx: Connection, leaf_id: int, place: int) -> None:
+    """Give a leaf its place."""
+    tx.execute(update(leaf).where(leaf.c.id == leaf_id, leaf.c.number.is_(None)).values(number=place))
+
+
+def numbered(tx: Connection, start: int, most: int) -> list[Record]:
+    """Leaves from a place on, in order."""
+    placed = select(leaf).where(leaf.c.number >= start).order_by(leaf.c.number).limit(most)
+    return list(tx.execute(placed))
+
+
+def newest_checkpoint(tx: Connection) -> Record | None:
+    """The last signed tree head."""
+    return tx.execute(select(checkpoint).order_by(checkpoint.c.size.desc()).limit(1)).first()
+
+
+def checkpoints(tx: Connection) -> list[Record]:
+    """All signed tree heads, smallest first."""
+    return list(tx.execute(select(checkpoint).order_by(checkpoint.c.size)))
+
+
+def add_checkpoint(tx: Connection, *, size: int, root: bytes, frontier: bytes, note: str, now: int) -> None:
+    """Insert a signed tree head."""
+    tx.execute(insert(checkpoint).values(size=size, root=root, frontier=frontier, note=note, at=now))
+
+
+def count(tx: Connection) -> int:
+    """How many leaves there are, numbered or not."""
+    return int(tx.execute(select(func.count()).select_from(leaf)).scalar_one())

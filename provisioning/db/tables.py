@@ -1,0 +1,265 @@
+"""The tables. Times are Unix seconds in UTC; hashes and serials are lower hex; structured fields are JSON text.
+
+Used nowhere but in `db`. What leaves is a `Record`: a read-only row with the columns' names.
+"""
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, Table, Text, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+
+def table_of(row: type[SQLModel]) -> Table:
+    """The Core table behind a declaration."""
+    table: Table = row.__table__  # type: ignore[attr-defined]  # SQLModel adds it at class creation
+    return table
+
+
+def _blob(*, nullable: bool = True) -> Any:
+    return Field(default=None, sa_column=Column(LargeBinary, nullable=nullable))
+
+
+def _time(*, nullable: bool = True) -> Any:
+    return Field(default=None, sa_column=Column(BigInteger, nullable=nullable))
+
+
+def _text(*, nullable: bool = True) -> Any:
+    return Field(default=None, sa_column=Column(Text, nullable=nullable))
+
+
+class Device(SQLModel, table=True):
+    """One registered device, and what its TPM last proved."""
+
+    id: str = Field(primary_key=True)
+    serial: str = Field(unique=True)
+    model: str = Field(index=True)
+    ek_id: str = Field(unique=True)
+    ek_certificate: bytes = _blob(nullable=False)
+    ek_trust: str = "certificate"
+    station: str = Field(index=True)
+    state: str = "registered"
+    health: str = "unknown"
+    registered_at: int = _time(nullable=False)
+    ak_name: bytes | None = _blob()
+    approved_until: int | None = _time()
+    """Until when one enrollment with another AK, or of a cleared TPM, is accepted."""
+    reset_count: int | None = _time()
+    restart_count: int | None = _time()
+    clock: int | None = _time()
+    clock_safe: bool | None = None
+    firmware_version: str | None = None
+    last_attested_at: int | None = _time()
+    last_seen_at: int | None = _time()
+    release_version: str | None = None
+    release_counter: int = 0
+
+
+class Station(SQLModel, table=True):
+    """A factory station: how many devices it may still vouch for."""
+
+    name: str = Field(primary_key=True)
+    certificate_serial: str
+    budget: int
+    used: int = 0
+    created_at: int = _time(nullable=False)
+
+
+class Policy(SQLModel, table=True):
+    """Each version of each model's policy. The highest version is in force."""
+
+    __table_args__ = (UniqueConstraint("model", "version"),)
+    id: int | None = Field(default=None, primary_key=True)
+    model: str
+    version: int
+    text: str = _text(nullable=False)
+    created_at: int = _time(nullable=False)
+    created_by: str
+
+
+class Enrollment(SQLModel, table=True):
+    """An open or answered challenge: the one row that binds EK, AK and nonce (check 8)."""
+
+    id: str = Field(primary_key=True)
+    flow: str
+    device_id: str = Field(index=True)
+    ek_id: str
+    ak_public: bytes = _blob(nullable=False)
+    ak_name: bytes = _blob(nullable=False)
+    nonce: bytes = _blob(nullable=False)
+    secret: bytes | None = _blob()
+    pcr_bank: str
+    pcrs: str
+    boot_log: str
+    policy_id: int
+    created_at: int = _time(nullable=False)
+    expires_at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
+    state: str = "open"
+    evidence_sha256: bytes | None = _blob()
+    answer: bytes | None = _blob()
+    refusal_id: str | None = None
+
+
+class Certificate(SQLModel, table=True):
+    """Every certificate, from before it was signed. The certificate is `assemble(tbs, signature)`."""
+
+    serial: str = Field(primary_key=True)
+    profile: str
+    subject: str
+    device_id: str | None = Field(default=None, index=True)
+    enrollment_id: str | None = Field(default=None, unique=True)
+    key_id: str = Field(index=True)
+    tbs: bytes = _blob(nullable=False)
+    signature: bytes | None = _blob()
+    state: str = "reserved"
+    not_before: int = _time(nullable=False)
+    not_after: int = _time(nullable=False)
+    reserved_at: int = _time(nullable=False)
+    revoke_at: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True, index=True))
+    """When a superseded certificate is revoked: the end of its grace period."""
+    revoked_at: int | None = _time()
+    reason: str | None = None
+
+
+class Attestation(SQLModel, table=True):
+    """One evidence that passed, as it was received."""
+
+    id: str = Field(primary_key=True)
+    flow: str
+    device_id: str = Field(index=True)
+    at: int = _time(nullable=False)
+    policy_id: int
+    ak_public: bytes = _blob(nullable=False)
+    evidence: bytes = _blob(nullable=False)
+    boot_log_sha256: str | None = None
+    findings: str = _text(nullable=False)
+
+
+class BootLog(SQLModel, table=True):
+    """A boot log by its hash, as it was received."""
+
+    sha256: str = Field(primary_key=True)
+    device_id: str
+    at: int = _time(nullable=False)
+    content: bytes = _blob(nullable=False)
+
+
+class RefusalRow(SQLModel, table=True):
+    """One refusal, as the operator sees it."""
+
+    __tablename__ = "refusal"
+    id: str = Field(primary_key=True)
+    at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
+    code: str
+    flow: str
+    device_id: str | None = Field(default=None, index=True)
+    serial: str | None = None
+    source: str
+    own: bool
+    """Was the evidence proven to be the device's own? Only then it counts for its health."""
+    expected: str = _text(nullable=False)
+    actual: str = _text(nullable=False)
+    findings: str = _text(nullable=False)
+
+
+class Command(SQLModel, table=True):
+    """The outbox: what is to be said to a device, until it is done."""
+
+    __table_args__ = (Index("command_due", "state", "next_try_at"),)
+    message_id: str = Field(primary_key=True)
+    device_id: str = Field(index=True)
+    kind: str
+    body: bytes = _blob(nullable=False)
+    state: str = "pending"
+    created_at: int = _time(nullable=False)
+    expires_at: int = _time(nullable=False)
+    next_try_at: int = _time(nullable=False)
+    tries: int = 0
+    ordered_by: str
+    result: str | None = _text()
+
+
+class MqttSession(SQLModel, table=True):
+    """The agent's session, as its last hello said, and the sequences in it."""
+
+    device_id: str = Field(primary_key=True)
+    session: str
+    down_sequence: int
+    up_sequence: int
+    trust_version: int
+    certificate_serial: str
+    at: int = _time(nullable=False)
+
+
+class Release(SQLModel, table=True):
+    """A release of the image repository, as its signed metadata says."""
+
+    target: str = Field(primary_key=True)
+    version: str
+    hardware: str
+    release_counter: int
+    length: int
+    sha256: str
+    reference_values: str = _text(nullable=False)
+    published_at: int = _time(nullable=False)
+    withdrawn: bool = False
+
+
+class Assignment(SQLModel, table=True):
+    """What the Director tells one device to run."""
+
+    device_id: str = Field(primary_key=True)
+    target: str
+    state: str
+    detail: str | None = None
+    metadata_version: int
+    assigned_at: int = _time(nullable=False)
+    updated_at: int = _time(nullable=False)
+
+
+class Leaf(SQLModel, table=True):
+    """A leaf of the log. `number` is None until the duty holder sequenced it."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    number: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True, unique=True))
+    kind: str
+    at: int = _time(nullable=False)
+    salt: bytes | None = _blob()
+    record: bytes | None = _blob()
+    hash: bytes = _blob(nullable=False)
+
+
+class Checkpoint(SQLModel, table=True):
+    """A signed tree head."""
+
+    size: int = Field(primary_key=True)
+    root: bytes = _blob(nullable=False)
+    frontier: bytes = _blob(nullable=False)
+    """The compact range of the tree, so that the next leaves need no old ones."""
+    note: str = _text(nullable=False)
+    at: int = _time(nullable=False)
+
+
+class Crl(SQLModel, table=True):
+    """Each CRL that was signed; the number rises."""
+
+    number: int = Field(primary_key=True)
+    der: bytes = _blob(nullable=False)
+    this_update: int = _time(nullable=False)
+    next_update: int = _time(nullable=False)
+
+
+class Operator(SQLModel, table=True):
+    """Who may call the operator listener; the token is stored as its hash."""
+
+    name: str = Field(primary_key=True)
+    role: str
+    token_sha256: str = Field(unique=True)
+    created_at: int = _time(nullable=False)
+
+
+class Lease(SQLModel, table=True):
+    """Which process carries out what runs once per installation."""
+
+    name: str = Field(primary_key=True)
+    holder: str
+    expires_at: int = _time(nullable=False)
