@@ -18,7 +18,7 @@ from ota.firmware import MalformedImage, build_image
 _FAILURES = (BootFailure, DeviceFailure, EkCaFailure, MalformedImage, NoSuchStage, OSError, VirtualTpmFailure)
 
 
-class _Stopped(Exception):  # noqa: N818  a request, not a fault
+class _Stopped(Exception):
     """SIGTERM or SIGINT came."""
 
 

@@ -47,7 +47,7 @@ class EkCa:
         argv += ["--config", str(self.directory.resolve() / "setup.conf"), "--pcr-banks", "sha256"]
         argv += ["--vmid", serial, "--logfile", str(log.resolve())]
         try:
-            done = subprocess.run(  # noqa: S603  fixed program, arguments are the caller's own paths
+            done = subprocess.run(
                 argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=SETUP_TIMEOUT_SECONDS, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as failure:

@@ -1,7 +1,6 @@
 """Firmware images for the lab, and a measured boot of one on a real (software) TPM."""
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +25,7 @@ def make_image(
 ) -> FirmwareImage:
     """An image of four stages. The same arguments give the same bytes; another version changes kernel and rootfs."""
     stages = tuple(
-        Stage(name, pcr, _content(seed, hardware, name, version if released else ""))
-        for name, pcr, released in _STAGES
+        Stage(name, pcr, _content(seed, hardware, name, version if released else "")) for name, pcr, released in _STAGES
     )
     return FirmwareImage(hardware, version, release_counter, stages)
 
@@ -47,7 +45,7 @@ def boot_measured(tpm: ESAPI, image: FirmwareImage, log_path: Path) -> Measureme
         digests = TPML_DIGEST_VALUES([TPMT_HA(hashAlg=TPM2_ALG.SHA256, digest=TPMU_HA(sha256=event.digest))])
         tpm.pcr_extend(ESYS_TR(event.pcr), digests)
     log_path.write_bytes(event_log(image))
-    os.chmod(log_path, 0o600)
+    log_path.chmod(0o600)
     return boot
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from tpm2_pytss import ESAPI, TSS2_Exception
 from tpm2_pytss.constants import ESYS_TR, TPM2_CAP, TPM2_SU, TPMA_OBJECT
@@ -66,7 +67,7 @@ class VirtualTpm:
         self._manager: ResourceManager | None = None
         self._control: socket.socket | None = None
 
-    def __enter__(self) -> "VirtualTpm":
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -136,7 +137,7 @@ class VirtualTpm:
         self.start()
 
     def clear(self) -> None:
-        """TPM2_Clear by the lockout hierarchy: a new owner. The SRK goes; the endorsement seed and certificates stay."""
+        """TPM2_Clear by the lockout hierarchy: a new owner. The SRK goes; the EKs and their certificates stay."""
         with self.esapi() as tpm:
             tpm.clear(ESYS_TR.LOCKOUT)
 

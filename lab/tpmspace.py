@@ -33,7 +33,7 @@ _RC_REFERENCE_H0 = 0x910
 _RC_REFERENCE_S0 = 0x918
 
 
-class TpmRefusal(Exception):  # noqa: N818  it is an answer to the client, not a fault here
+class TpmRefusal(Exception):
     """A command is answered with this TPM_RC, without reaching the TPM."""
 
     def __init__(self, code: int) -> None:

@@ -26,7 +26,15 @@ from lab.swtpm import TpmClock, VirtualTpm, VirtualTpmFailure, fresh_tpm
 from ota.firmware import parse_image
 from provisioning.app.children import kill_child, start_child, stop_child
 
-__all__ = ["DeviceSettings", "TpmClock", "VirtualDevice", "VirtualTpm", "VirtualTpmFailure", "create_device", "fresh_tpm"]
+__all__ = [
+    "DeviceSettings",
+    "TpmClock",
+    "VirtualDevice",
+    "VirtualTpm",
+    "VirtualTpmFailure",
+    "create_device",
+    "fresh_tpm",
+]
 
 EXIT_REBOOT = 75  # the agent asks for a reboot (EX_TEMPFAIL of sysexits.h)
 AGENT_STOP_TIMEOUT_SECONDS = 10
