@@ -1,6 +1,7 @@
 """DER writing, as much as certificates and CRLs need (X.690). It writes what it is given: it checks nothing."""
 
 from datetime import datetime
+from functools import cache
 
 SEQUENCE = 0x30
 SET = 0x31
@@ -38,8 +39,9 @@ def integer(value: int) -> bytes:
     return tlv(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
+@cache
 def oid(dotted: str) -> bytes:
-    """OBJECT IDENTIFIER, tag and length included."""
+    """OBJECT IDENTIFIER, tag and length included. For constants: every answer is kept."""
     first, second, *rest = map(int, dotted.split("."))
     content = bytearray()
     for arc in (first * 40 + second, *rest):

@@ -84,14 +84,13 @@ Wanted = Ldevid | Station | ServiceTls | RootCa | IssuingCa
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """What a certificate says about who signed it. `name` is the DER of its subject; the dates are its own.
+    """What a certificate says about who signed it. `name` is the DER of its subject; `not_after` is its own.
 
     `crl_url`, where given, is where its CRL is served: it becomes the CRL distribution point.
     """
 
     name: bytes
     key_id: bytes
-    not_before: datetime
     not_after: datetime
     crl_url: str | None = None
 
@@ -100,7 +99,7 @@ def issuer_of(certificate: bytes, crl_url: str | None = None) -> Issuer:
     """The issuer that this CA certificate (DER) is. Does not prove that the certificate is trusted, or a CA's."""
     ca = x509.load_der_x509_certificate(certificate)
     key_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    return Issuer(ca.subject.public_bytes(), key_id, ca.not_valid_before_utc, ca.not_valid_after_utc, crl_url)
+    return Issuer(ca.subject.public_bytes(), key_id, ca.not_valid_after_utc, crl_url)
 
 
 def key_id_of(public_key: bytes) -> bytes:

@@ -9,6 +9,8 @@ from provisioning.issuance import der
 SERIAL_OCTETS = 16
 ECDSA_WITH_SHA256 = der.sequence(der.oid("1.2.840.10045.4.3.2"))
 """AlgorithmIdentifier of every signature here; ECDSA has no parameters (RFC 5758 section 3.2)."""
+UNSIGNED = bytes.fromhex("3006020101020101")
+"""An ECDSA signature in form only (r = s = 1), so that parsers take what nobody signed yet. It verifies nowhere."""
 
 
 class Profile(StrEnum):
