@@ -14,6 +14,8 @@ from hsm.errors import KeyUnsupported
 from hsm.objects import EcKeyReference, raw_to_der
 
 _HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
+_DIGEST_BYTES = (32, 48, 64)
+_OTHER_HASH = "the hash is none of SHA-256, SHA-384, SHA-512"
 
 
 class Signs(Protocol):
@@ -96,13 +98,12 @@ def _digest(data: Buffer, signature_algorithm: ec.EllipticCurveSignatureAlgorith
         raise KeyUnsupported("tokens sign with randomised ECDSA only")
     algorithm = signature_algorithm.algorithm
     if isinstance(algorithm, Prehashed):
-        return _checked_digest(bytes(data), algorithm.digest_size)
+        if algorithm.digest_size not in _DIGEST_BYTES:
+            raise KeyUnsupported(_OTHER_HASH)
+        digest = bytes(data)
+        if len(digest) != algorithm.digest_size:
+            raise ValueError(f"the digest has {len(digest)} bytes instead of {algorithm.digest_size}")
+        return digest
     if algorithm.name not in _HASHES:
-        raise KeyUnsupported("the hash is none of SHA-256, SHA-384, SHA-512")
+        raise KeyUnsupported(_OTHER_HASH)
     return _HASHES[algorithm.name](data).digest()
-
-
-def _checked_digest(digest: bytes, size: int) -> bytes:
-    if len(digest) != size:
-        raise ValueError(f"the digest has {len(digest)} bytes instead of {size}")
-    return digest

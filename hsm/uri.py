@@ -140,10 +140,10 @@ def _quote(raw: bytes, plain: frozenset[str]) -> str:
 def _check_value(attribute: str, value: str | bytes | None, size: int) -> None:
     if value is None:
         return
+    if isinstance(value, str) and not value.isprintable():
+        raise UriRefused(f"{attribute} holds a control character")
     raw = value if isinstance(value, bytes) else value.encode()
     if not raw:
         raise UriRefused(f"{attribute} is empty")
     if len(raw) > size:
         raise UriRefused(f"{attribute} is longer than {size} bytes")
-    if isinstance(value, str) and not value.isprintable():
-        raise UriRefused(f"{attribute} holds a control character")

@@ -17,7 +17,9 @@ from hsm.softhsm import create_token, settings
 
 def main() -> int:
     """Make the token; exit status 0, or 1 with one line on standard error."""
-    parser = argparse.ArgumentParser(description="Make a SoftHSM2 token. PINs are asked for, or read from standard input.")
+    parser = argparse.ArgumentParser(
+        description="Make a SoftHSM2 token; PINs come from the terminal or standard input."
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("label")
     arguments = parser.parse_args()
