@@ -86,7 +86,8 @@ def run(command: Sequence[str], **settings: str) -> str:
     except OSError as error:
         output, status = str(error), 127
     with LOG.open("a", encoding="utf-8") as log:
-        log.write(f"$ {' '.join(command[:8])} …  [{status}, {time.monotonic() - started:.1f} s]\n{output}\n")
+        shown = " ".join(word if "\n" not in word else "…" for word in command)
+        log.write(f"$ {shown}  [{status}, {time.monotonic() - started:.1f} s]\n{output}\n")
     if status != 0:
         raise CommandError(command, output)
     return output
@@ -161,9 +162,13 @@ apt-get $options update || echo 'some package lists could not be renewed'
 [ $# -gt 0 ] || exit 0
 apt-get $options -o Dpkg::Options::=--force-confold install -y --no-install-recommends "$@"
 for package in "$@"; do
-    if [ "$package" = mosquitto ] && command -v systemctl > /dev/null; then
-        systemctl disable mosquitto.service || true
+    [ "$package" = mosquitto ] || continue
+    if command -v systemctl > /dev/null; then
+        systemctl disable mosquitto.service
+    else
+        rm -f /etc/systemd/system/*.wants/mosquitto.service
     fi
+    update-rc.d mosquitto disable || true  # where there is no init script either, nothing starts it
 done
 """
 
