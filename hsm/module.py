@@ -91,7 +91,7 @@ class Module:
     def __init__(self, settings: ModuleSettings) -> None:
         self.settings = settings
         self.changed = threading.Condition()
-        self.generation = 0  # rises with each C_Initialize: sessions and handles of an older one are dead
+        self.generation = 0  # rises with each reload: sessions and handles of an older one are dead
         self.initialized = False
         self.busy = 0  # threads inside the module
         self.limit = 1 if settings.locking == "null" else 1 << 30
@@ -177,6 +177,7 @@ class Module:
 
     def reload(self) -> None:
         """C_Finalize, then C_Initialize: the only way to see a token again that was lost. Call it while `alone`."""
+        self.generation += 1
         if self.initialized:
             self._finalize()
         for name, value in self.settings.environment.items():
@@ -186,9 +187,10 @@ class Module:
         if status == CKR_CRYPTOKI_ALREADY_INITIALIZED:
             raise ModuleUnusable(f"{self.settings.path}: somebody else in this process has initialised it")
         if status != CKR_OK:
-            raise TokenUnavailable(f"{self.settings.path}: C_Initialize failed with {status:#x}")
+            raise TokenUnavailable(
+                f"{self.settings.path}: C_Initialize failed with {status:#x}; check its configuration"
+            )
         self.initialized = True
-        self.generation += 1
         if self._library is None:
             self._library = _Library(str(self.settings.path))
 

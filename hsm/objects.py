@@ -129,7 +129,8 @@ def decode_ec_point(parameters: bytes, point: bytes) -> ec.EllipticCurvePublicKe
     size = 1 + 2 * ((curve.key_size + 7) // 8)
     header, raw = point[:-size], point[-size:]
     # PKCS#11 2.40, section 2.3.3 wants the point inside an OCTET STRING; some tokens give it bare.
-    if header not in (b"", bytes([0x04, size]) if size < LONG_FORM else bytes([0x04, 0x81, size])):
+    octet_string = bytes([0x04, size]) if size < LONG_FORM else bytes([0x04, 0x81, size])
+    if len(raw) != size or header not in (b"", octet_string):
         raise KeyUnsupported("the public key is neither an uncompressed point nor one in an OCTET STRING")
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(curve, raw)
