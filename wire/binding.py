@@ -56,3 +56,8 @@ def ak_unique(audience: str, ownership_epoch: int) -> bytes:
 
 def _prefixed(parts: tuple[bytes, ...]) -> bytes:
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def key_id(spki: bytes) -> str:
+    """The id of a public key everywhere: SHA-256 of its SubjectPublicKeyInfo (DER), in lower hex."""
+    return hashlib.sha256(spki).hexdigest()

@@ -172,8 +172,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello(Message):
-    """Up. A new session, or the same one after a reconnect. `last_sequence` is the highest command accepted in it."""
+    """Up. A new session, or the same one after a reconnect. `last_sequence` is the highest command accepted in it.
 
+    `session_number` rises with each start of the agent (it keeps it in its state): an old hello, replayed, is known.
+    """
+
+    session_number: int
     last_sequence: int
     trust_version: int
     certificate_serial: Identifier

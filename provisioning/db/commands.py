@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from provisioning.db.devices import Record
 from provisioning.db.tables import Assignment, Command, Lease, MqttSession, Release, table_of
@@ -39,6 +39,11 @@ def next_sequence(tx: Connection, device_id: str) -> int:
     mine = session.c.device_id == device_id
     tx.execute(update(session).where(mine).values(down_sequence=session.c.down_sequence + 1))
     return int(tx.execute(select(session.c.down_sequence).where(mine)).scalar_one())
+
+
+def set_body(tx: Connection, message_id: str, body: bytes) -> None:
+    """Replace what a pending command says (a challenge that expired)."""
+    tx.execute(update(command).where(command.c.message_id == message_id).values(body=body))
 
 
 def sent(tx: Connection, message_id: str, *, next_try_at: int) -> None:
@@ -88,6 +93,11 @@ def put_session(tx: Connection, device_id: str, values: dict[str, Any]) -> None:
         tx.execute(insert(session).values(device_id=device_id, **values))
     else:
         tx.execute(update(session).where(session.c.device_id == device_id).values(**values))
+
+
+def forget_session(tx: Connection, device_id: str) -> None:
+    """A device that enrolled anew starts with a hello."""
+    tx.execute(delete(session).where(session.c.device_id == device_id))
 
 
 def accept_sequence(tx: Connection, device_id: str, of_session: str, sequence: int) -> bool:

@@ -129,6 +129,18 @@ def revoked(tx: Connection, now: int) -> list[Record]:
     return list(tx.execute(select(*columns).where(*listed).order_by(certificate.c.serial)))
 
 
+def unlisted(tx: Connection) -> list[Record]:
+    """Revoked certificates that no CRL lists yet."""
+    waiting = (certificate.c.state == "revoked", certificate.c.crl_number.is_(None))
+    return list(tx.execute(select(certificate.c.serial, certificate.c.device_id).where(*waiting)))
+
+
+def list_in_crl(tx: Connection, serials: list[str], number: int) -> None:
+    """Note the CRL that lists these certificates first."""
+    for serial in serials:
+        tx.execute(update(certificate).where(certificate.c.serial == serial).values(crl_number=number))
+
+
 def newest_crl(tx: Connection) -> Record | None:
     """The CRL with the highest number."""
     return tx.execute(select(crl).order_by(crl.c.number.desc()).limit(1)).first()

@@ -40,7 +40,10 @@ class Device(SQLModel, table=True):
     state: str = "registered"
     health: str = "unknown"
     registered_at: int = _time(nullable=False)
+    ek_intermediates: str = "[]"
+    """The intermediates that came with the EK certificate when it last passed: a list of base64url DER."""
     ak_name: bytes | None = _blob()
+    ak_public: bytes | None = _blob()
     approved_until: int | None = _time()
     """Until when one enrollment with another AK, or of a cleared TPM, is accepted."""
     reset_count: int | None = _time()
@@ -102,6 +105,7 @@ class Enrollment(SQLModel, table=True):
 class Certificate(SQLModel, table=True):
     """Every certificate, from before it was signed. The certificate is `assemble(tbs, signature)`."""
 
+    __table_args__ = (Index("certificate_state", "state", "crl_number"),)
     serial: str = Field(primary_key=True)
     profile: str
     subject: str
@@ -118,6 +122,8 @@ class Certificate(SQLModel, table=True):
     """When a superseded certificate is revoked: the end of its grace period."""
     revoked_at: int | None = _time()
     reason: str | None = None
+    crl_number: int | None = None
+    """The first CRL that lists it."""
 
 
 class Attestation(SQLModel, table=True):
@@ -183,6 +189,8 @@ class MqttSession(SQLModel, table=True):
 
     device_id: str = Field(primary_key=True)
     session: str
+    session_number: int
+    """Rises with each start of the agent, so that an old hello cannot bring an old session back."""
     down_sequence: int
     up_sequence: int
     trust_version: int

@@ -1,0 +1,167 @@
+"""Enrollment, top to bottom: a registered TPM asks, is challenged, proves, and gets its LDevID."""
+
+import hashlib
+import json
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from provisioning import attesting
+from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public, verify_endorsement
+from provisioning.attestation.evidence import (
+    VerifiedEvidence,
+    verify_activation,
+    verify_attestation_key,
+    verify_evidence,
+)
+from provisioning.attesting import Refused, Taken
+from provisioning.db import commands, devices, enrollments
+from provisioning.db.devices import Record
+from provisioning.issuance.profile import Ldevid
+from provisioning.issuing import IssuedCertificate, Order, issue
+from provisioning.journal import leaf
+from provisioning.refusals import (
+    ApprovalRequired,
+    DeviceRevoked,
+    EkNotRegistered,
+    EnrollmentQuotaSpent,
+    ProfileUnknown,
+    Refusal,
+    RequestMalformed,
+    SerialHasAnotherTpm,
+)
+from provisioning.service import Service
+from wire.codec import b64url, decode, encode
+from wire.messages import Challenge, EnrollmentRequest, Evidence, Issued, MqttAddress
+from wire.problems import Problem
+
+DAY = timedelta(days=1)
+TRANSIENT = (Problem.UNAVAILABLE,)
+"""Refusals that are not the device's fault: its challenge stays, and the same evidence may come again."""
+FINAL = ("revoked", "decommissioned")
+
+
+async def begin_enrollment(service: Service, request: EnrollmentRequest, *, source: str) -> Challenge:
+    """Step 1. Order: caps (the decoder), registered EK, policy, chain, AK, MakeCredential. Raises: Refusal."""
+    device: Record | None = None
+    try:
+        ek_id = _ek_id(request)
+        device, policy_row, passed_today = await service.store.read(lambda tx: _look_up(tx, request, ek_id, service))
+        policy = attesting.policy_for(policy_row, device.model)
+        if passed_today >= policy.enrollments_per_day:
+            raise EnrollmentQuotaSpent(expected=f"at most {policy.enrollments_per_day} a day", actual=passed_today)
+        registered = device.ek_id if device.ek_trust == "key" else None
+        ek = verify_endorsement(request, policy, service.clock(), registered)
+        ak = verify_attestation_key(request.ak_public)
+        selection = attesting.select_bank(policy, request.pcr_banks)
+        row = attesting.challenge_row(service, "enroll", device, ak, selection, policy, policy_row.id)
+        intermediates = json.dumps([b64url(der) for der in request.ek_intermediates])
+        challenge = attesting.challenge_message(service, row, ek)
+    except Refusal as refusal:
+        where = Refused("enroll", source, device.id if device else None, request.serial)
+        await attesting.record_refusal(service, refusal, where)
+        raise
+
+    def write(tx: Connection) -> None:
+        enrollments.add(tx, row)
+        if intermediates != device.ek_intermediates:
+            devices.change(tx, device.id, ek_intermediates=intermediates)
+
+    await service.ledger.write(write)
+    return challenge
+
+
+async def complete_enrollment(
+    service: Service, enrollment_id: str, evidence: Evidence, *, arrived: datetime, source: str
+) -> Issued:
+    """Step 2. The same evidence again gets the same answer. Raises: Refusal."""
+    received = encode(evidence)
+    digest = hashlib.sha256(received).digest()
+    taken = await attesting.take(service, "enroll", enrollment_id, digest, arrived=arrived, device_id=None)
+    if taken.answer is not None:
+        return decode(Issued, taken.answer, limit=len(taken.answer))
+    where = Refused("enroll", source, taken.device.id, taken.device.serial, enrollment_id)
+    try:
+        activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
+        where = Refused("enroll", source, taken.device.id, taken.device.serial, enrollment_id, own=True)
+        boot_log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
+        verified = verify_evidence(
+            evidence, boot_log, activated, taken.policy, taken.previous, taken.release_values
+        )
+        return await _issue(service, taken, verified, received, boot_log)
+    except Refusal as refusal:
+        if refusal.problem not in TRANSIENT:
+            await attesting.record_refusal(service, refusal, where)
+        raise
+
+
+def _ek_id(request: EnrollmentRequest) -> str:
+    if (request.ek_certificate is None) == (request.ek_public is None):
+        raise RequestMalformed(expected="either ek_certificate or ek_public", actual="both or neither")
+    if request.ek_certificate is not None:
+        return ek_id_of(request.ek_certificate)
+    return ek_id_of_public(request.ek_public or b"")
+
+
+def _look_up(
+    tx: Connection, request: EnrollmentRequest, ek_id: str, service: Service
+) -> tuple[Record, Record | None, int]:
+    """Check 18, first part: which record this TPM is. The claimed serial must be the record's."""
+    device = devices.by_ek(tx, ek_id)
+    if device is None:
+        if request.serial is not None and (named := devices.by_serial(tx, request.serial)):
+            raise SerialHasAnotherTpm(expected=f"the TPM {named.ek_id}", actual=f"the TPM {ek_id}")
+        raise EkNotRegistered(expected="the EK of a registered device", actual=f"the EK {ek_id}")
+    if request.serial not in (None, device.serial):
+        raise SerialHasAnotherTpm(expected=f"this TPM is registered as {device.serial}", actual=request.serial)
+    if device.state in FINAL:
+        raise DeviceRevoked(expected="a device in service", actual=device.state)
+    if request.profile not in (None, "ldevid"):
+        raise ProfileUnknown(expected="ldevid", actual=request.profile)
+    since = int((service.clock() - DAY).timestamp())
+    return device, devices.newest_policy(tx, device.model), enrollments.passed_since(tx, device.id, since)
+
+
+def _same_identity(device: Record | None, taken: Taken, at: int) -> None:
+    """Check 18, second part: the EK keeps its AK, or an operator approved another one. Raises: ApprovalRequired."""
+    if device is None or device.state in FINAL:
+        raise DeviceRevoked(expected="a device in service", actual="none" if device is None else device.state)
+    if device.ak_name in (None, taken.ak_name):
+        return
+    if device.approved_until is None or at > device.approved_until:
+        raise ApprovalRequired(expected=f"the AK {device.ak_name.hex()}", actual=f"the AK {taken.ak_name.hex()}")
+
+
+async def _issue(
+    service: Service, taken: Taken, verified: VerifiedEvidence, evidence: bytes, boot_log: bytes | None
+) -> Issued:
+    device, now = taken.device, service.clock()
+    _same_identity(device, taken, int(now.timestamp()))
+    wanted = Ldevid(device.id, device.serial, service.config.service_name, verified.csr.spki)
+    order = Order(wanted, device.id, service.config.lifetimes.ldevid_days, device.id, taken.challenge.enrollment_id)
+    entry = leaf(service, "attestation", now, device=device.id, flow="enroll", evidence=hashlib.sha256(evidence).digest())
+
+    def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
+        _same_identity(devices.by_id(tx, device.id), taken, int(now.timestamp()))
+        answer = encode(_answer(service, device.id, certificate))
+        attesting.passed(
+            service, tx, taken, evidence=evidence, boot_log=boot_log, tpm=verified.tpm,
+            findings=verified.findings, answer=answer, entry=entry,
+        )
+        enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
+        ak = {"ak_name": taken.ak_name, "ak_public": taken.challenge.ak_public}
+        devices.change(tx, device.id, state="active", approved_until=None, **ak)
+        commands.forget_session(tx, device.id)
+
+    certificate = await issue(service, order, recorded)
+    return _answer(service, device.id, certificate)
+
+
+def _answer(service: Service, device_id: str, certificate: IssuedCertificate) -> Issued:
+    mqtt = MqttAddress(service.config.listen.advertised_host, service.mqtt_port)
+    return Issued(device_id, certificate.der, service.authority.chain, mqtt, renew_after(certificate))
+
+
+def renew_after(certificate: IssuedCertificate) -> datetime:
+    """When a device asks for the next certificate: at two thirds of this one's lifetime."""
+    return certificate.not_before + (certificate.not_after - certificate.not_before) * 2 / 3

@@ -1,0 +1,134 @@
+"""Factory stations: who may register devices, how many, and the registration itself."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from provisioning.attestation.endorsement import ek_id_of
+from provisioning.db import devices, leaves
+from provisioning.issuance.csr import verify_csr
+from provisioning.issuance.profile import Station, station_name
+from provisioning.issuing import IssuedCertificate, Order, issue
+from provisioning.journal import leaf
+from provisioning.refusals import (
+    BudgetSpent,
+    EkTaken,
+    Finding,
+    Refusal,
+    RegistrationMalformed,
+    SerialTaken,
+    StationUnknown,
+)
+from provisioning.service import Service
+from wire.messages import Registered, Registration, RegistrationRequest
+
+SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+"""Also an X520SerialNumber, so that it can stand in a certificate as it is."""
+MODEL = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+STATION = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
+
+
+@dataclass(frozen=True, slots=True)
+class StationIdentity:
+    """Who the TLS client certificate says the caller is. The certificate itself was verified by the listener."""
+
+    name: str
+    certificate_serial: str
+
+
+async def add_station(service: Service, name: str, budget: int, csr: bytes, *, by: str) -> IssuedCertificate:
+    """A certificate for a station and a fresh budget; a known station's certificate is replaced. Raises: Refusal."""
+    if STATION.fullmatch(name) is None or not 0 <= budget <= 10_000_000:
+        raise RegistrationMalformed(expected="a name of a-z 0-9 . - and a budget of at most 10000000", actual=name)
+    now = service.clock()
+    key = verify_csr(csr, None).spki
+    entry = leaf(service, "station", now, name=name, budget=budget, by=by)
+
+    def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
+        at = int(now.timestamp())
+        devices.put_station(tx, name=name, certificate_serial=certificate.serial, budget=budget, now=at)
+        leaves.add(tx, entry)
+
+    order = Order(Station(name, key), station_name(name), service.config.lifetimes.station_days)
+    return await issue(service, order, recorded)
+
+
+async def register(service: Service, station: StationIdentity, request: RegistrationRequest) -> Registered:
+    """Register all devices of the request, or none.
+
+    Raises: RegistrationMalformed, SerialTaken, EkTaken (each with every bad row as a finding), BudgetSpent,
+    StationUnknown.
+    """
+    rows = _rows(service, station, request.devices)
+    now = service.clock()
+    entries = [
+        leaf(service, "registration", now, device=row["id"], serial=row["serial"], ek=row["ek_id"], station=station.name)
+        for row in rows
+    ]
+    return await service.ledger.write(lambda tx: _register(tx, station, rows, entries))
+
+
+def _rows(service: Service, station: StationIdentity, registrations: tuple[Registration, ...]) -> list[dict[str, Any]]:
+    at = int(service.clock().timestamp())
+    rows: list[dict[str, Any]] = []
+    findings: list[Finding] = []
+    for number, registration in enumerate(registrations):
+        where = f"devices[{number}]"
+        if SERIAL.fullmatch(registration.serial) is None:
+            findings.append(Finding(where, "a serial of A-Z a-z 0-9 . -", registration.serial))
+        if MODEL.fullmatch(registration.model) is None:
+            findings.append(Finding(where, "a model of a-z 0-9 . -", registration.model))
+        try:
+            ek_id = ek_id_of(registration.ek_certificate)
+        except Refusal as refusal:
+            findings.append(Finding(where, "an EK certificate", refusal.title))
+            continue
+        rows.append(
+            {
+                "id": "d-" + service.entropy(8).hex(),
+                "serial": registration.serial,
+                "model": registration.model,
+                "ek_id": ek_id,
+                "ek_certificate": registration.ek_certificate,
+                "station": station.name,
+                "registered_at": at,
+            }
+        )
+    for column, what in (("serial", "a serial"), ("ek_id", "an EK")):
+        values = [row[column] for row in rows]
+        twice = {value for value in values if values.count(value) > 1} if len(set(values)) < len(values) else set()
+        findings += [Finding(f"devices[{n}]", f"{what} once", value) for n, value in enumerate(values) if value in twice]
+    if findings or not rows:
+        raise RegistrationMalformed(expected="good rows", actual=f"{len(findings)} bad ones", findings=tuple(findings))
+    return rows
+
+
+def _register(
+    tx: Connection, station: StationIdentity, rows: list[dict[str, Any]], entries: list[dict[str, Any]]
+) -> Registered:
+    known = devices.station_by_name(tx, station.name)
+    if known is None or known.certificate_serial != station.certificate_serial:
+        raise StationUnknown(expected="the current certificate of a station", actual=station.name)
+    serials: list[Finding] = []
+    eks: list[Finding] = []
+    for number, row in enumerate(rows):
+        for taken in devices.conflicts(tx, row["serial"], row["ek_id"]):
+            if taken.serial == row["serial"]:
+                serials.append(Finding(f"devices[{number}]", "a new serial", row["serial"]))
+            else:
+                eks.append(Finding(f"devices[{number}]", "a new EK", f"the EK of {taken.serial}"))
+    if serials:
+        raise SerialTaken(expected="new serials", actual=f"{len(serials)} known ones", findings=tuple(serials + eks))
+    if eks:
+        raise EkTaken(expected="new EKs", actual=f"{len(eks)} known ones", findings=tuple(eks))
+    left = known.budget - known.used - len(rows)
+    if left < 0:
+        raise BudgetSpent(expected=f"at most {known.budget - known.used} more", actual=len(rows))
+    devices.add(tx, rows)
+    devices.spend(tx, station.name, len(rows))
+    for entry in entries:
+        leaves.add(tx, entry)
+    return Registered(tuple(row["id"] for row in rows), left)
+

@@ -1,0 +1,139 @@
+"""The only road to a CA signature: build, check, RESERVE, sign, compare, RECORD.
+
+Reserved means that the serial and the to-be-signed bytes are durable before the HSM sees them: whatever the HSM
+signs is known, and can be revoked. Recorded means that the answer leaves after the commit. A reserved certificate
+that a crash left unsigned is signed again when its request comes again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import Connection
+
+from provisioning.db import enrollments, leaves
+from provisioning.db.devices import Record
+from provisioning.issuance.check import check_tbs
+from provisioning.issuance.profile import Issuer, Ldevid, Wanted, build, issuer_of
+from provisioning.issuance.tbs import ToBeSigned, assemble, serial_of, serial_text
+from provisioning.journal import leaf
+from provisioning.refusals import DeviceKeyReused, ToBeSignedRefused
+from provisioning.service import Service
+from wire.binding import key_id
+
+ISSUING_KEY = "issuing"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A certificate to be issued. `enrollment_id` makes it repeatable: the same id, the same certificate."""
+
+    wanted: Wanted
+    subject: str
+    days: int
+    device_id: str | None = None
+    enrollment_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedCertificate:
+    serial: str
+    der: bytes
+    not_before: datetime
+    not_after: datetime
+
+
+Recorded = Callable[[Connection, IssuedCertificate], None]
+"""What else is written in the commit that records a certificate."""
+
+
+async def issue(service: Service, order: Order, recorded: Recorded) -> IssuedCertificate:
+    """The certificate, durable, and whatever `recorded` writes with it.
+
+    Raises: DeviceKeyReused, ToBeSignedRefused, SigningUnavailable, StorageUnavailable.
+    """
+    now = service.clock()
+    tbs = _build(service, order, now)
+    reserved = await service.ledger.write(lambda tx: _reserve(tx, order, tbs, now))
+    signature = reserved.signature or await service.keys.sign(ISSUING_KEY, reserved.tbs)
+    _compare(service.keys.public(ISSUING_KEY), reserved.tbs, signature)
+    entry = leaf(service, "certificate", now, serial=reserved.serial, profile=reserved.profile, tbs=reserved.tbs)
+    return await service.ledger.write(lambda tx: _record(tx, reserved, signature, entry, recorded))
+
+
+def certificate_of(row: Record) -> IssuedCertificate:
+    """The certificate of an issued row."""
+    not_before, not_after = (datetime.fromtimestamp(at, UTC) for at in (row.not_before, row.not_after))
+    return IssuedCertificate(row.serial, assemble(row.tbs, row.signature), not_before, not_after)
+
+
+def _build(service: Service, order: Order, now: datetime) -> ToBeSigned:
+    lifetimes = service.config.lifetimes
+    by = _issuer(service.authority.chain[0])
+    not_before = now - timedelta(seconds=lifetimes.backdate_seconds)
+    not_after = min(now + timedelta(days=order.days), by.not_after)
+    serial = serial_of(service.entropy(16))
+    tbs = build(order.wanted, by, serial=serial, not_before=not_before, not_after=not_after)
+    check_tbs(tbs, order.wanted, by)
+    return tbs
+
+
+@lru_cache(maxsize=8)
+def _issuer(certificate: bytes) -> Issuer:
+    return issuer_of(certificate)
+
+
+def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> Any:
+    """The row that will be signed: the one that this request reserved before, or a new one."""
+    if order.enrollment_id is not None:
+        before = enrollments.certificate_of_enrollment(tx, order.enrollment_id)
+        if before is not None:
+            return before
+    over = key_id(order.wanted.public_key)
+    if isinstance(order.wanted, Ldevid) and (others := enrollments.certificates_by_key(tx, over)):
+        raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {others[0].serial}")
+    row = {
+        "serial": serial_text(tbs.serial),
+        "profile": tbs.profile.value,
+        "subject": order.subject,
+        "device_id": order.device_id,
+        "enrollment_id": order.enrollment_id,
+        "key_id": over,
+        "tbs": tbs.der,
+        "not_before": int(tbs.not_before.timestamp()),
+        "not_after": int(tbs.not_after.timestamp()),
+        "reserved_at": int(now.timestamp()),
+        "state": "reserved",
+        "signature": None,
+    }
+    enrollments.add_certificate(tx, row)
+    return SimpleNamespace(**row)
+
+
+def _compare(key: ec.EllipticCurvePublicKey, tbs: bytes, signature: bytes) -> None:
+    """Is what the HSM signed the very bytes that were reserved?"""
+    try:
+        key.verify(signature, tbs, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature as error:
+        raise ToBeSignedRefused(expected="a signature over the reserved bytes", actual="another one") from error
+
+
+def _record(
+    tx: Connection, reserved: Any, signature: bytes, entry: dict[str, Any], recorded: Recorded
+) -> IssuedCertificate:
+    """Write signature, leaf and what belongs to them; the first of two equal requests wins, both get its answer."""
+    first = enrollments.sign_certificate(tx, reserved.serial, signature)
+    row = enrollments.certificate_by_serial(tx, reserved.serial)
+    if row is None:
+        raise ToBeSignedRefused(expected=f"the reserved certificate {reserved.serial}", actual="no such row")
+    issued = certificate_of(row)
+    if first:
+        leaves.add(tx, entry)
+        recorded(tx, issued)
+    return issued
