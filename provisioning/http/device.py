@@ -1,0 +1,104 @@
+"""The device listener: enrollment, factory, boot logs, and what a device fetches with its certificate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from provisioning.enrollment import begin_enrollment, complete_enrollment
+from provisioning.factory import register
+from provisioning.http.auth import device_of, station_of
+from provisioning.http.exchange import Call, Route, reply
+from provisioning.http.files import send_file
+from provisioning.http.public import trust_file
+from provisioning.refusals import Busy, RequestMalformed
+from provisioning.rotation import store_boot_log
+from provisioning.updates import director_file
+from wire.messages import (
+    BOOT_LOG_MOST,
+    ENROLLMENT_BODY_MOST,
+    EVIDENCE_BODY_MOST,
+    EnrollmentRequest,
+    Evidence,
+    RegistrationRequest,
+)
+
+REGISTRATION_BODY_MOST = 16 * 1024 * 1024
+"""Bytes: a thousand registrations with an EK certificate each."""
+SHA256_HEX = 64
+
+
+@dataclass(slots=True)
+class InFlight:
+    """How many enrollments are being worked on; more than `most` at once are asked to come back."""
+
+    most: int
+    count: int = 0
+
+    def __enter__(self) -> None:
+        if self.count >= self.most:
+            raise Busy(expected=f"at most {self.most} enrollments at once", actual="more")
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
+def routes(enrollments: InFlight) -> list[Route]:
+    """What the device listener serves."""
+
+    async def begin(call: Call) -> web.Response:
+        request = await call.message(EnrollmentRequest, ENROLLMENT_BODY_MOST)
+        with enrollments:
+            return reply(await begin_enrollment(call.service, request, source=call.source), 201)
+
+    async def complete(call: Call) -> web.Response:
+        evidence = await call.message(Evidence, EVIDENCE_BODY_MOST)
+        with enrollments:
+            issued = await complete_enrollment(
+                call.service, call.path["id"], evidence, arrived=call.arrived, source=call.source
+            )
+            return reply(issued)
+
+    return [
+        Route("POST", "/v1/enrollments", begin),
+        Route("POST", "/v1/enrollments/{id}/evidence", complete),
+        Route("POST", "/v1/factory/devices", register_devices),
+        Route("PUT", "/v1/logs/{sha256}", put_boot_log),
+        Route("GET", "/ota/image/{name...}", image_file),
+        Route("GET", "/ota/director/{name...}", device_director_file),
+        Route("GET", "/trust/{name...}", trust_file),
+    ]
+
+
+async def register_devices(call: Call) -> web.Response:
+    """A factory station vouches for devices."""
+    station = await station_of(call)
+    request = await call.message(RegistrationRequest, REGISTRATION_BODY_MOST)
+    return reply(await register(call.service, station, request), 201)
+
+
+async def put_boot_log(call: Call) -> web.Response:
+    """A boot log for evidence that travels by MQTT, named by its hash."""
+    device = await device_of(call)
+    sha256 = call.path["sha256"]
+    if len(sha256) != SHA256_HEX:
+        raise RequestMalformed(expected="/v1/logs/SHA-256 in hex", actual=sha256)
+    await store_boot_log(call.service, device.device, sha256, await call.read(BOOT_LOG_MOST))
+    return web.Response(status=204)
+
+
+async def image_file(call: Call) -> web.StreamResponse:
+    """A file of the image repository, for a device in service."""
+    await device_of(call)
+    root: Path = call.service.directory.image
+    return await send_file(
+        call.request, root, call.path["name"], content_type="application/octet-stream", max_age_seconds=0
+    )
+
+
+async def device_director_file(call: Call) -> web.Response:
+    """The Director's metadata for this very device."""
+    device = await device_of(call)
+    content = await director_file(call.service, device.device, call.path["name"])
+    return web.Response(body=content, content_type="application/json", headers={"Cache-Control": "no-store"})

@@ -1,0 +1,221 @@
+"""One request and its answer: the route table, the body with its cap and deadline, the reply."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from time import monotonic
+from typing import Any, TypeVar, cast
+
+from aiohttp import web
+from prometheus_client import Counter
+
+from provisioning.http import problems
+from provisioning.http.connection import Connection
+from provisioning.http.rates import RateTable, retry_after
+from provisioning.refusals import (
+    MethodNotAllowed,
+    NotFound,
+    Refusal,
+    RequestMalformed,
+    RequestTooLarge,
+    TooManyRequests,
+    TooSlow,
+    UnsupportedMediaType,
+)
+from provisioning.service import Service
+from wire.codec import MalformedMessage, decode, encode
+
+T = TypeVar("T")
+
+JSON = "application/json"
+_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9._~-]{0,127}"
+"""What a variable part of a path may be: nothing that is encoded, hidden, or climbs."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PLAIN_HEADERS = {"Content-Type": JSON, "Cache-Control": "no-store"}
+
+REQUESTS = Counter("muster_http_requests", "Requests answered", ["listener", "route", "status"])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, as a handler sees it."""
+
+    service: Service
+    request: web.BaseRequest
+    path: Mapping[str, str]
+    """The variable parts of the path, each matched by its pattern."""
+    source: str
+    arrived: datetime
+    """When the request's head was complete: what expiry is judged by, however slow the body is."""
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that it came by."""
+        return cast("Connection", self.request.protocol)
+
+    async def read(self, most: int) -> bytes:
+        """The body, at most `most` bytes, within its deadline. Raises: RequestTooLarge, TooSlow, RequestMalformed."""
+        return await _read(self.request, self.connection, most, self.service.config.limits.body_deadline_seconds)
+
+    async def message(self, cls: type[T], most: int) -> T:
+        """The body as a message. Raises: as `read`, UnsupportedMediaType, MalformedMessage."""
+        if self.request.content_type != JSON:
+            raise UnsupportedMediaType(expected=JSON, actual=self.request.content_type[:100])
+        return decode(cls, await self.read(most), limit=most)
+
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and a path. `{name}` stands for one segment, `{name...}` for one to four."""
+
+    method: str
+    path: str
+    handler: Handler
+
+
+class Dispatcher:
+    """Finds the route, calls it, and turns every refusal into a problem document. What is not listed is not there."""
+
+    def __init__(
+        self, listener: str, service: Service, routes: Sequence[Route], rates: RateTable, *, detailed: bool = False
+    ) -> None:
+        self._listener = listener
+        self._service = service
+        self._rates = rates
+        self._detailed = detailed
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+        self._counters: dict[tuple[str, int], Any] = {}
+        for route in routes:
+            self._add(route)
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        arrived = self._service.clock()
+        label = "unlisted"
+        try:
+            source = cast("Connection", request.protocol).source
+            if (wait := self._rates.wait_seconds(source, monotonic())) > 0:
+                raise _too_many(wait)
+            route, parameters = self._find(request.method, request.rel_url.raw_path)
+            label = route.path
+            answer = await route.handler(Call(self._service, request, parameters, source, arrived))
+        except (Refusal, MalformedMessage) as error:
+            refusal = problems.as_refusal(error)
+            answer = problems.response(refusal, detailed=self._detailed, headers=self._extra(refusal))
+        self._count(label, answer.status)
+        return answer
+
+    def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        methods = self._exact.get(path)
+        parameters: Mapping[str, str] = {}
+        if methods is None:
+            methods, parameters = self._match(path)
+        route = methods.get("GET" if method == "HEAD" else method)
+        if route is None:
+            refusal = MethodNotAllowed(expected=", ".join(sorted(methods)), actual=method[:16])
+            raise refusal
+        return route, parameters
+
+    def _match(self, path: str) -> tuple[dict[str, Route], Mapping[str, str]]:
+        for pattern, methods in self._patterns:
+            if (match := pattern.fullmatch(path)) is not None:
+                return methods, match.groupdict()
+        raise NotFound(actual=path[:200])
+
+    def _add(self, route: Route) -> None:
+        if "{" not in route.path:
+            self._exact.setdefault(route.path, {})[route.method] = route
+            return
+        pattern = re.compile(_pattern(route.path))
+        for known, methods in self._patterns:
+            if known.pattern == pattern.pattern:
+                methods[route.method] = route
+                return
+        self._patterns.append((pattern, {route.method: route}))
+
+    def _extra(self, refusal: Refusal) -> dict[str, str]:
+        if isinstance(refusal, MethodNotAllowed):  # RFC 9110 section 15.5.6: a 405 names what is allowed
+            return {"Allow": refusal.expected}
+        if problems.STATUS[refusal.problem] == 401:  # noqa: PLR2004  RFC 9110 section 15.5.2: a 401 names a scheme
+            return {"WWW-Authenticate": "Bearer" if self._detailed else "ClientCertificate"}
+        return {}
+
+    def _count(self, label: str, status: int) -> None:
+        counter = self._counters.get((label, status))
+        if counter is None:
+            counter = self._counters[label, status] = REQUESTS.labels(self._listener, label, str(status))
+        counter.inc()
+
+
+def reply(message: object, status: int = 200) -> web.Response:
+    """A message as the answer."""
+    return web.Response(status=status, body=encode(message), headers=_PLAIN_HEADERS)
+
+
+def query(request: web.BaseRequest, *names: str) -> dict[str, str]:
+    """The query's fields, each at most once and each one that the route knows. Raises: RequestMalformed."""
+    fields: dict[str, str] = {}
+    for name, value in request.rel_url.query.items():
+        if name not in names or name in fields:
+            raise RequestMalformed(expected=f"once each: {', '.join(names) or 'no query'}", actual=name[:64])
+        fields[name] = value
+    return fields
+
+
+def _pattern(path: str) -> str:
+    parts = []
+    for part in path.split("/"):
+        if part.startswith("{") and part.endswith("...}"):
+            parts.append(f"(?P<{part[1:-4]}>{_SEGMENT}(?:/{_SEGMENT}){{0,3}})")
+        elif part.startswith("{"):
+            parts.append(f"(?P<{part[1:-1]}>{_SEGMENT})")
+        else:
+            parts.append(re.escape(part))
+    return "/".join(parts)
+
+
+def _too_many(wait: float) -> TooManyRequests:
+    refusal = TooManyRequests()
+    refusal.retry_after_seconds = retry_after(wait)
+    return refusal
+
+
+async def _read(request: web.BaseRequest, connection: Connection, most: int, seconds: int) -> bytes:
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedMediaType(expected="identity", actual="a content encoding")
+    if (request.content_length or 0) > most:
+        raise RequestTooLarge(expected=f"at most {most} bytes", actual=request.content_length)
+    content = request.content
+    try:
+        if content.is_eof():  # it came with the head: no timer
+            body = content.read_nowait(-1)
+        else:
+            body = await _read_slowly(request, connection, most, seconds)
+    except web.RequestPayloadError as error:
+        raise RequestMalformed(expected="a whole body", actual="broken off or badly framed") from error
+    if len(body) > most:
+        raise RequestTooLarge(expected=f"at most {most} bytes", actual="more")
+    return body
+
+
+async def _read_slowly(request: web.BaseRequest, connection: Connection, most: int, seconds: int) -> bytes:
+    body = bytearray()
+    connection.reading_body = True
+    try:
+        async with asyncio.timeout(seconds):
+            if request.headers.get("Expect", "").lower() == "100-continue":
+                await request.writer.write(_CONTINUE)
+                request.writer.output_size = 0  # the answer proper has not begun
+            while len(body) <= most and (chunk := await request.content.readany()):
+                body += chunk
+    except TimeoutError as error:
+        raise TooSlow(expected=f"a body within {seconds} s", actual=f"{len(body)} bytes") from error
+    finally:
+        connection.reading_body = False
+    return bytes(body)

@@ -1,0 +1,83 @@
+"""The public listener: signed objects and nothing else. It has no TLS because nothing on it needs any."""
+
+import hashlib
+from pathlib import Path
+
+from aiohttp import web
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from provisioning.db import leaves
+from provisioning.http.exchange import Call, Handler, Route, query
+from provisioning.http.files import send_file
+from provisioning.refusals import NotFound, RequestMalformed
+from provisioning.service import Service
+from wire.codec import encode
+from wire.envelope import pae, seal
+from wire.messages import TIME_PAYLOAD_TYPE, SignedTime
+
+COMMAND_KEY = "command"
+NONCE_MOST = 64
+"""Characters of `GET /v1/time?nonce=…`."""
+MINUTE = 60
+
+
+def routes() -> list[Route]:
+    """What the public listener serves."""
+    return [
+        Route("GET", "/trust/{name...}", trust_file),
+        Route("GET", "/v1/time", signed_time),
+        Route("GET", "/crl/issuing.crl", crl),
+        Route("GET", "/ca/issuing.pem", ca_certificate("issuing.pem")),
+        Route("GET", "/ca/root.pem", ca_certificate("root.pem")),
+        Route("GET", "/log/checkpoint", checkpoint),
+    ]
+
+
+async def trust_file(call: Call) -> web.StreamResponse:
+    """A file of the trust repository."""
+    return await _file(call, call.service.directory.trust, call.path["name"], "application/octet-stream")
+
+
+async def signed_time(call: Call) -> web.Response:
+    """The time, for a device whose clock is not set: fresh by its nonce, authentic by a command key."""
+    nonce = query(call.request, "nonce").get("nonce", "")
+    if not 1 <= len(nonce) <= NONCE_MOST or not (nonce.isascii() and nonce.isprintable()):
+        raise RequestMalformed(expected=f"nonce: 1 to {NONCE_MOST} printable characters", actual=f"{len(nonce)}")
+    payload = encode(SignedTime(nonce, call.service.clock()))
+    return web.Response(
+        body=await seal_by_command_key(call.service, TIME_PAYLOAD_TYPE, payload),
+        headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
+    )
+
+
+async def crl(call: Call) -> web.StreamResponse:
+    """The issuing CA's revocation list (RFC 5280 section 5), as it was last signed."""
+    return await _file(call, call.service.directory.ca, "issuing.crl", "application/pkix-crl")
+
+
+async def checkpoint(call: Call) -> web.Response:
+    """The log's newest signed tree head (C2SP tlog-checkpoint)."""
+    row = await call.service.store.read(leaves.newest_checkpoint)
+    if row is None:
+        raise NotFound(expected="a checkpoint", actual="none was signed yet")
+    return web.Response(text=row.note, content_type="text/plain", headers={"Cache-Control": "no-store"})
+
+
+def ca_certificate(name: str) -> Handler:
+    """The handler for one CA certificate."""
+
+    async def handler(call: Call) -> web.StreamResponse:
+        return await _file(call, call.service.directory.ca, name, "application/pem-certificate-chain")
+
+    return handler
+
+
+async def seal_by_command_key(service: Service, payload_type: str, payload: bytes) -> bytes:
+    """An envelope by the command key. Raises: SigningUnavailable."""
+    spki = service.keys.public(COMMAND_KEY).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    signature = await service.keys.sign(COMMAND_KEY, pae(payload_type, payload))
+    return seal(payload_type, payload, hashlib.sha256(spki).hexdigest(), lambda _: signature)
+
+
+async def _file(call: Call, root: Path, name: str, content_type: str) -> web.StreamResponse:
+    return await send_file(call.request, root, name, content_type=content_type, max_age_seconds=MINUTE)
