@@ -1,7 +1,5 @@
 """What set-up asks of the host: run a command, become root for apt only, install what is missing."""
 
-from __future__ import annotations  # an old Python must get far enough to be told that it is too old
-
 import os
 import shutil
 import subprocess

@@ -6,8 +6,6 @@ apt, checked by apt, from the mirror that apt uses already, and unpacked into th
 installed, no source is added to the system.
 """
 
-from __future__ import annotations  # as in host.py
-
 import os
 import shutil
 import tempfile

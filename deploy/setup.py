@@ -6,8 +6,6 @@ What is set up: Debian packages (only missing ones, no service is started), the 
 the locked Python packages in .venv. A second run compares a stamp and starts at once.
 """
 
-from __future__ import annotations  # an old Python must get far enough to be told that it is too old
-
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036 - this is the line that tells an old Python
@@ -56,14 +54,14 @@ LEFTOVERS = (".muster", ".venv", ".tools", ".coverage", "htmlcov", "dist", "buil
 
 
 def fingerprint() -> str:
-    """Names everything that the set-up depends on: our files, this place, this Python, this system."""
+    """Names everything that the set-up depends on: our files, this place, this system, .venv's Python."""
     digest = hashlib.sha256()
     for pattern in INPUTS:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    os_release = Path("/etc/os-release")
-    system = os_release.read_text() if os_release.exists() else ""
-    digest.update(f"{ROOT}\0{sys.version}\0{base_python()}\0{system}".encode())
+    for path in (Path("/etc/os-release"), VENV / "pyvenv.cfg"):
+        digest.update(path.read_bytes() if path.exists() else b"")
+    digest.update(f"{ROOT}\0{(VENV / 'bin' / 'python').resolve()}".encode())
     return digest.hexdigest()
 
 
@@ -84,13 +82,23 @@ def is_set_up() -> bool:
 
 
 def base_python() -> Path:
-    """The Python that .venv is made from: the one that runs this, outside of any virtual environment."""
-    return Path(getattr(sys, "_base_executable", sys.executable)).absolute()
+    """The Python to make .venv from: the one it has, so that another PATH does not remake it; else the one running.
+
+    Raises:
+        SetupError: neither will do.
+    """
+    running = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    for python in ((VENV / "bin" / "python").resolve(), running):
+        if is_fit(python):
+            return python
+    message = f"{running} carries its own OpenSSL, which cannot use a TPM: repeat with `PATH=/usr/bin:$PATH make`"
+    raise SetupError(message)
 
 
-def links_libssl(python: Path) -> bool:
-    """Does this Python load the system's libssl? One that carries its own cannot load the provider."""
-    program = "import ssl, pathlib; print('libssl.so' in pathlib.Path('/proc/self/maps').read_text())"
+def is_fit(python: Path) -> bool:
+    """Is this a Python that is new enough and loads the system's libssl? One with its own cannot load the provider."""
+    program = "import pathlib, ssl, sys; maps = pathlib.Path('/proc/self/maps').read_text();"
+    program += "print(sys.version_info >= (3, 11) and 'libssl.so' in maps)"
     try:
         return run([str(python), "-c", program]).strip() == "True"
     except CommandError:
@@ -112,9 +120,6 @@ def set_up() -> None:
             message = f"installed, but not found afterwards: {' '.join(left)}: report this with .tools/setup.log"
             raise SetupError(message)
     python = base_python()
-    if not links_libssl(python):
-        message = f"{python} carries its own OpenSSL, which cannot use a TPM: repeat with `PATH=/usr/bin:$PATH make`"
-        raise SetupError(message)
     set_up_uv(python)
     set_up_venv(python)
     set_up_provider(VENV / "bin" / "python")
