@@ -49,8 +49,10 @@ class CommandError(Exception):
 
     @property
     def last_error(self) -> str:
-        """The line that tells most: the last one that calls itself an error, else the last one."""
+        """The line that tells most: of the network, else the last one that calls itself an error, else the last one."""
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        if self.looks_offline:
+            return next(line for line in lines if any(sign in line for sign in NETWORK_SIGNS))
         errors = [line for line in lines if line.startswith(("E:", "error", "ERROR", "Caused by"))]
         return (errors or lines or ["no output"])[-1]
 
@@ -183,10 +185,11 @@ def install(packages: Sequence[str]) -> None:
             f"no apt here: install what gives {wanted} by hand, then repeat (Debian 12, 13, Ubuntu 24.04 are set up)"
         )
         raise SetupError(message)
+    by_hand = f"have root run `apt install --no-install-recommends {wanted}`, then repeat"
     command = ["sh", "-c", INSTALL, "sh", *packages]
     if os.geteuid() != 0:
         if shutil.which("sudo", path=PATH) is None:
-            message = f"not root, and no sudo: have root run `apt install {wanted}`, then repeat"
+            message = f"not root, and no sudo: {by_hand}"
             raise SetupError(message)
         passed_on = [name for name in PROXY_SETTINGS if name in os.environ]
         command = ["sudo", *([f"--preserve-env={','.join(passed_on)}"] if passed_on else []), *command]
@@ -194,7 +197,7 @@ def install(packages: Sequence[str]) -> None:
         run(command)
     except CommandError as error:
         if "a password is required" in error.output:
-            message = f"sudo needs a password and no terminal can give it: have root run `apt install {wanted}`"
+            message = f"sudo needs a password and no terminal can give it: {by_hand}"
         elif error.looks_offline:
             message = f"no network: the package mirror cannot be reached ({error.last_error}): connect, then repeat"
         else:
