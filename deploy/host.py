@@ -160,7 +160,7 @@ fi
 options='-o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 -o Dpkg::Use-Pty=0'
 apt-get $options update || echo 'some package lists could not be renewed'
 [ $# -gt 0 ] || exit 0
-apt-get $options -o Dpkg::Options::=--force-confold install -y --no-install-recommends "$@"
+apt-get $options -o Dpkg::Options::=--force-confold install -y --no-install-recommends --reinstall "$@"
 for package in "$@"; do
     [ "$package" = mosquitto ] || continue
     if command -v systemctl > /dev/null; then

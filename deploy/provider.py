@@ -104,15 +104,24 @@ def _is_new_enough(version: str) -> bool:
 
 
 def _take_the_distributions() -> None:
-    step(f"apt: {PACKAGE}")
-    install([PACKAGE])
-    files = run(["dpkg", "-L", PACKAGE]).splitlines()
-    modules = [name for name in files if name.endswith("/ossl-modules/tpm2.so")]
+    modules = _installed_modules()
+    if not modules:
+        step(f"apt: {PACKAGE}")
+        install([PACKAGE])
+        modules = _installed_modules()
     if len(modules) != 1:
         message = f"package {PACKAGE} has no ossl-modules/tpm2.so: report this with the output of `dpkg -L {PACKAGE}`"
         raise SetupError(message)
     MODULE.unlink(missing_ok=True)  # a link to nothing
     MODULE.symlink_to(modules[0])
+
+
+def _installed_modules() -> list[str]:
+    try:
+        files = run(["dpkg", "-L", PACKAGE]).splitlines()
+    except CommandError:
+        return []  # not installed
+    return [name for name in files if name.endswith("/ossl-modules/tpm2.so") and Path(name).exists()]
 
 
 def _debian_mirror() -> str | None:
