@@ -1,0 +1,123 @@
+"""Is this certificate the one that the service owes this device? Pure: keys, roots and time are arguments."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from wire.topics import is_device_id
+
+
+class CertificateRefused(Exception):
+    """The service's answer is not a certificate that this device may use; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a new certificate must show: `spki` is the pending key's, `roots` are the bundle's, DER.
+
+    `device_id` is the device's own, None at an enrollment, which learns it.
+    """
+
+    service_name: str
+    spki: bytes
+    roots: Sequence[bytes]
+    now: datetime
+    device_id: str | None = None
+
+
+def key_id(spki: bytes) -> str:
+    """SHA-256 of the SubjectPublicKeyInfo, lower hex: how keys are named everywhere."""
+    return hashlib.sha256(spki).hexdigest()
+
+
+def spki_of(certificate: x509.Certificate) -> bytes:
+    """The certificate's public key, DER."""
+    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def verify_issued(certificate: bytes, chain: Sequence[bytes], device_id: str, expected: Expectation) -> None:
+    """Is this a certificate by a pinned root, over the pending key, with this device's names, valid now?
+
+    Not proven: that it is not revoked. Raises: CertificateRefused.
+    """
+    try:
+        leaf = x509.load_der_x509_certificate(certificate)
+        issuers = [x509.load_der_x509_certificate(one) for one in chain]
+    except ValueError as error:
+        raise CertificateRefused("the certificate or its chain cannot be parsed") from error
+    if spki_of(leaf) != expected.spki:
+        raise CertificateRefused("the certificate is not over the key that was asked for")
+    if not is_device_id(device_id):
+        raise CertificateRefused("the device id is not one")
+    if expected.device_id is not None and device_id != expected.device_id:
+        raise CertificateRefused(f"the certificate is for {device_id}, this device is {expected.device_id}")
+    _check_names(leaf, device_id, expected.service_name)
+    _check_profile(leaf)
+    _check_chain([leaf, *issuers], expected.roots)
+    for one in (leaf, *issuers):
+        check_dates(one, expected.now)
+
+
+def check_dates(certificate: x509.Certificate, now: datetime) -> None:
+    """Is the certificate valid at this time? Raises: CertificateRefused."""
+    if now < certificate.not_valid_before_utc:
+        raise CertificateRefused(
+            f"a certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}, "
+            f"but it is {now:%Y-%m-%dT%H:%M:%SZ}"
+        )
+    if now > certificate.not_valid_after_utc:
+        raise CertificateRefused(
+            f"a certificate ended at {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}, "
+            f"and it is {now:%Y-%m-%dT%H:%M:%SZ}"
+        )
+
+
+def _check_names(leaf: x509.Certificate, device_id: str, service_name: str) -> None:
+    common_names = [attribute.value for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if common_names != [device_id]:
+        raise CertificateRefused("the certificate's common name is not the device id")
+    try:
+        names = list(leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise CertificateRefused("the certificate has no subject alternative name") from error
+    if names != [x509.UniformResourceIdentifier(f"spiffe://{service_name}/device/{device_id}")]:
+        raise CertificateRefused("the certificate's alternative name is not this device at this service")
+
+
+def _check_profile(leaf: x509.Certificate) -> None:
+    try:
+        constraints = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound as error:
+        raise CertificateRefused("the certificate lacks an extension of the device profile") from error
+    if constraints.ca or usage.key_cert_sign or usage.crl_sign:
+        raise CertificateRefused("the certificate is a CA's")
+    if not usage.digital_signature:
+        raise CertificateRefused("the certificate's key may not sign")
+    if list(purposes) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
+        raise CertificateRefused("the certificate is not for TLS clients alone")
+
+
+def _check_chain(chain: Sequence[x509.Certificate], roots: Sequence[bytes]) -> None:
+    """Each is signed by the next, all but the first are CAs, and the last is a pinned root, byte for byte."""
+    if chain[-1].public_bytes(Encoding.DER) not in roots:
+        raise CertificateRefused("the chain does not end at a root of the trust bundle")
+    for depth, (subject, issuer) in enumerate(itertools.pairwise(chain)):
+        try:
+            constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
+            usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+            subject.verify_directly_issued_by(issuer)
+        except (x509.ExtensionNotFound, InvalidSignature, TypeError, ValueError) as error:
+            raise CertificateRefused("a certificate of the chain is not signed by the next") from error
+        if not constraints.ca or not usage.key_cert_sign:
+            raise CertificateRefused("a certificate of the chain is not a CA's")
+        if constraints.path_length is not None and constraints.path_length < depth:
+            raise CertificateRefused("the chain is longer than one of its CAs allows")
