@@ -12,7 +12,7 @@ from cryptography import x509
 
 from provisioning.issuance import der
 from provisioning.issuance.profile import Issuer
-from provisioning.issuance.tbs import ECDSA_WITH_SHA256, UNSIGNED, assemble
+from provisioning.issuance.tbs import ECDSA_WITH_SHA256, UNPARSED, UNSIGNED, assemble
 from provisioning.refusals import Finding, ToBeSignedRefused
 
 _VERSION_2 = der.integer(1)
@@ -96,26 +96,21 @@ def check_crl(tbs: CrlToBeSigned, entries: Iterable[Revoked], issuer: Issuer) ->
 
     Does not prove that `number` is higher than the last one. Raises: ToBeSignedRefused.
     """
+    wanted = {entry.serial: (entry.at.astimezone(UTC).replace(microsecond=0), entry.reason) for entry in entries}
+    extensions = [(False, x509.AuthorityKeyIdentifier(issuer.key_id, None, None)), (False, x509.CRLNumber(tbs.number))]
     try:
         found = x509.load_der_x509_crl(assemble(tbs.der, UNSIGNED))
-        extensions = [(extension.critical, extension.value) for extension in found.extensions]
         listed = {entry.serial_number: (entry.revocation_date_utc, _reason(entry)) for entry in found}
-        count = len(found)
-    except (ValueError, TypeError, x509.DuplicateExtension) as error:
+        facts = (
+            ("algorithm", "1.2.840.10045.4.3.2", found.signature_algorithm_oid.dotted_string),
+            ("issuer", issuer.name, found.issuer.public_bytes()),
+            ("this update", tbs.this_update, found.last_update_utc),
+            ("next update", tbs.next_update, found.next_update_utc),
+            ("extensions", extensions, [(extension.critical, extension.value) for extension in found.extensions]),
+            ("entries", (len(wanted), wanted), (len(found), listed)),
+        )
+    except UNPARSED as error:
         raise ToBeSignedRefused(expected="a CRL that parses", actual=error) from error
-    wanted = {entry.serial: (entry.at.astimezone(UTC).replace(microsecond=0), entry.reason) for entry in entries}
-    facts = (
-        ("algorithm", "1.2.840.10045.4.3.2", found.signature_algorithm_oid.dotted_string),
-        ("issuer", issuer.name, found.issuer.public_bytes()),
-        ("this update", tbs.this_update, found.last_update_utc),
-        ("next update", tbs.next_update, found.next_update_utc),
-        (
-            "extensions",
-            [(False, x509.AuthorityKeyIdentifier(issuer.key_id, None, None)), (False, x509.CRLNumber(tbs.number))],
-            extensions,
-        ),
-        ("entries", (len(wanted), wanted), (count, listed)),
-    )
     if wrong := tuple(Finding(what, str(right), str(actual)) for what, right, actual in facts if right != actual):
         names = ", ".join(finding.what for finding in wrong)
         raise ToBeSignedRefused(expected="a CRL of this issuer", actual=f"differs in: {names}", findings=wrong)

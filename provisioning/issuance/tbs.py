@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from provisioning.issuance import der
 
 SERIAL_OCTETS = 16
@@ -11,6 +14,15 @@ ECDSA_WITH_SHA256 = der.sequence(der.oid("1.2.840.10045.4.3.2"))
 """AlgorithmIdentifier of every signature here; ECDSA has no parameters (RFC 5758 section 3.2)."""
 UNSIGNED = bytes.fromhex("3006020101020101")
 """An ECDSA signature in form only (r = s = 1), so that parsers take what nobody signed yet. It verifies nowhere."""
+UNPARSED = (
+    ValueError,
+    TypeError,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    UnsupportedAlgorithm,
+)
+"""What `cryptography` raises about bytes that it does not read."""
 
 
 class Profile(StrEnum):
