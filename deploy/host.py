@@ -49,10 +49,10 @@ class CommandError(Exception):
 
     @property
     def last_error(self) -> str:
-        """The line that tells most: of the network, else the last one that calls itself an error, else the last one."""
-        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        """What tells most: of the network, else the last line that calls itself an error, else the last line."""
         if self.looks_offline:
-            return next(line for line in lines if any(sign in line for sign in NETWORK_SIGNS))
+            return next(sign for sign in NETWORK_SIGNS if sign in self.output)
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith(("E:", "error", "ERROR", "Caused by"))]
         return (errors or lines or ["no output"])[-1]
 
