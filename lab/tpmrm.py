@@ -122,8 +122,8 @@ class ResourceManager:
     def _process_ended(self, process: _Process) -> None:
         self._selector.unregister(process.pidfd)
         os.close(process.pidfd)
-        del self._processes[process.pid]
         self._tpm.close(process.space)
+        del self._processes[process.pid]
 
     def _read(self, client: _Connection) -> None:
         try:
