@@ -61,6 +61,7 @@ def check_tbs(tbs: ToBeSigned, wanted: Wanted, issuer: Issuer | None) -> None:
             ("issuer", issuer.name if issuer is not None else found.subject.public_bytes(), signer),
             ("subject", subject, tuple((attribute.oid, attribute.value) for attribute in found.subject)),
             ("public key", wanted.public_key, found.public_key().public_bytes(*_SPKI)),
+            ("public key, to the byte", True, wanted.public_key in tbs.der),  # 0x06 (hybrid) parses as 0x04 would
             ("extensions", extensions, {each.oid: (each.critical, _content(each.value)) for each in found.extensions}),
         )
     except UNPARSED as error:
