@@ -31,7 +31,10 @@ from provisioning.service import Service
 from wire.binding import Flow
 from wire.codec import b64url
 from wire.messages import Challenge, PcrSelection
+from wire.problems import Problem
 
+TRANSIENT = (Problem.UNAVAILABLE,)
+"""Refusals that are not the device's fault: its challenge stays, and the same evidence may come again."""
 SECRET_BYTES = 32
 NONCE_BYTES = 32
 ID_BYTES = 16
@@ -206,17 +209,26 @@ async def boot_log_of(
     return log
 
 
-def passed(
-    service: Service, tx: Connection, taken: Taken, *, evidence: bytes, boot_log: bytes | None, tpm: TpmState,
-    findings: tuple[Finding, ...], answer: bytes, entry: dict[str, Any],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Evidence that passed, with what it proved and the answer that it gets."""
+
+    evidence: bytes
+    boot_log: bytes | None
+    tpm: TpmState
+    findings: tuple[Finding, ...]
+    answer: bytes
+    entry: dict[str, Any]
+
+
+def passed(service: Service, tx: Connection, taken: Taken, outcome: Outcome) -> None:
     """Record that evidence passed: the evidence itself, the TPM's state, the device's health, the answer."""
     now = service.clock()
     at = int(now.timestamp())
-    log_hash = None
-    if boot_log is not None:
-        log_hash = hashlib.sha256(boot_log).hexdigest()
-        enrollments.put_boot_log(tx, sha256=log_hash, device_id=taken.device.id, content=boot_log, now=at)
+    log_hash, tpm = None, outcome.tpm
+    if outcome.boot_log is not None:
+        log_hash = hashlib.sha256(outcome.boot_log).hexdigest()
+        enrollments.put_boot_log(tx, sha256=log_hash, device_id=taken.device.id, content=outcome.boot_log, now=at)
     enrollments.add_attestation(
         tx,
         {
@@ -226,12 +238,12 @@ def passed(
             "at": at,
             "policy_id": taken.policy_id,
             "ak_public": taken.challenge.ak_public,
-            "evidence": evidence,
+            "evidence": outcome.evidence,
             "boot_log_sha256": log_hash,
-            "findings": findings_json(findings),
+            "findings": findings_json(outcome.findings),
         },
     )
-    enrollments.close(tx, taken.challenge.enrollment_id, state="passed", answer=answer)
+    enrollments.close(tx, taken.challenge.enrollment_id, state="passed", answer=outcome.answer)
     devices.change(
         tx,
         taken.device.id,
@@ -243,7 +255,7 @@ def passed(
         clock_safe=tpm.safe,
         firmware_version=format(tpm.firmware_version, "x"),
     )
-    leaves.add(tx, entry)
+    leaves.add(tx, outcome.entry)
 
 
 @dataclass(frozen=True, slots=True)

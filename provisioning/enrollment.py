@@ -18,7 +18,7 @@ from provisioning.attesting import Refused, Taken
 from provisioning.db import commands, devices, enrollments
 from provisioning.db.devices import Record
 from provisioning.issuance.profile import Ldevid
-from provisioning.issuing import IssuedCertificate, Order, issue
+from provisioning.issuing import IssuedCertificate, Order, issue, renew_after
 from provisioning.journal import leaf
 from provisioning.refusals import (
     ApprovalRequired,
@@ -33,11 +33,8 @@ from provisioning.refusals import (
 from provisioning.service import Service
 from wire.codec import b64url, decode, encode
 from wire.messages import Challenge, EnrollmentRequest, Evidence, Issued, MqttAddress
-from wire.problems import Problem
 
 DAY = timedelta(days=1)
-TRANSIENT = (Problem.UNAVAILABLE,)
-"""Refusals that are not the device's fault: its challenge stays, and the same evidence may come again."""
 FINAL = ("revoked", "decommissioned")
 
 
@@ -90,7 +87,7 @@ async def complete_enrollment(
         )
         return await _issue(service, taken, verified, received, boot_log)
     except Refusal as refusal:
-        if refusal.problem not in TRANSIENT:
+        if refusal.problem not in attesting.TRANSIENT:
             await attesting.record_refusal(service, refusal, where)
         raise
 
@@ -144,10 +141,8 @@ async def _issue(
     def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
         _same_identity(devices.by_id(tx, device.id), taken, int(now.timestamp()))
         answer = encode(_answer(service, device.id, certificate))
-        attesting.passed(
-            service, tx, taken, evidence=evidence, boot_log=boot_log, tpm=verified.tpm,
-            findings=verified.findings, answer=answer, entry=entry,
-        )
+        outcome = attesting.Outcome(evidence, boot_log, verified.tpm, verified.findings, answer, entry)
+        attesting.passed(service, tx, taken, outcome)
         enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
         ak = {"ak_name": taken.ak_name, "ak_public": taken.challenge.ak_public}
         devices.change(tx, device.id, state="active", approved_until=None, **ak)
@@ -161,7 +156,3 @@ def _answer(service: Service, device_id: str, certificate: IssuedCertificate) ->
     mqtt = MqttAddress(service.config.listen.advertised_host, service.mqtt_port)
     return Issued(device_id, certificate.der, service.authority.chain, mqtt, renew_after(certificate))
 
-
-def renew_after(certificate: IssuedCertificate) -> datetime:
-    """When a device asks for the next certificate: at two thirds of this one's lifetime."""
-    return certificate.not_before + (certificate.not_after - certificate.not_before) * 2 / 3

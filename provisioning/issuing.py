@@ -62,7 +62,7 @@ async def issue(service: Service, order: Order, recorded: Recorded) -> IssuedCer
     tbs = _build(service, order, now)
     reserved = await service.ledger.write(lambda tx: _reserve(tx, order, tbs, now))
     signature = reserved.signature or await service.keys.sign(ISSUING_KEY, reserved.tbs)
-    _compare(service.keys.public(ISSUING_KEY), reserved.tbs, signature)
+    verify_signature(service.keys.public(ISSUING_KEY), reserved.tbs, signature)
     entry = leaf(service, "certificate", now, serial=reserved.serial, profile=reserved.profile, tbs=reserved.tbs)
     return await service.ledger.write(lambda tx: _record(tx, reserved, signature, entry, recorded))
 
@@ -71,6 +71,12 @@ def certificate_of(row: Record) -> IssuedCertificate:
     """The certificate of an issued row."""
     not_before, not_after = (datetime.fromtimestamp(at, UTC) for at in (row.not_before, row.not_after))
     return IssuedCertificate(row.serial, assemble(row.tbs, row.signature), not_before, not_after)
+
+
+def renew_after(certificate: IssuedCertificate) -> datetime:
+    """When a device asks for the next certificate: at two thirds of this one's lifetime, to the second."""
+    moment = certificate.not_before + (certificate.not_after - certificate.not_before) * 2 / 3
+    return moment.astimezone(UTC).replace(microsecond=0)
 
 
 def _build(service: Service, order: Order, now: datetime) -> ToBeSigned:
@@ -116,8 +122,8 @@ def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> An
     return SimpleNamespace(**row)
 
 
-def _compare(key: ec.EllipticCurvePublicKey, tbs: bytes, signature: bytes) -> None:
-    """Is what the HSM signed the very bytes that were reserved?"""
+def verify_signature(key: ec.EllipticCurvePublicKey, tbs: bytes, signature: bytes) -> None:
+    """Is what the HSM signed the very bytes that were reserved? Raises: ToBeSignedRefused."""
     try:
         key.verify(signature, tbs, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:

@@ -5,10 +5,11 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from provisioning.db.devices import Record
-from provisioning.db.tables import Assignment, Command, Lease, MqttSession, Release, table_of
+from provisioning.db.tables import Assignment, Command, DirectorMetadata, Lease, MqttSession, Release, table_of
 
 command, session = table_of(Command), table_of(MqttSession)
 release, assignment, lease = table_of(Release), table_of(Assignment), table_of(Lease)
+director = table_of(DirectorMetadata)
 
 _DUE = (
     select(command, session.c.session, session.c.down_sequence)
@@ -56,6 +57,12 @@ def finish(tx: Connection, message_id: str, *, state: str, result: str | None = 
     """End a pending command. False where it had ended already."""
     mine = (command.c.message_id == message_id, command.c.state == "pending")
     return tx.execute(update(command).where(*mine).values(state=state, result=result)).rowcount == 1
+
+
+def finish_answered(tx: Connection, message_id: str) -> None:
+    """The command whose answer was issued is done now."""
+    answered = (command.c.message_id == message_id, command.c.state == "answered")
+    tx.execute(update(command).where(*answered).values(state="done"))
 
 
 def expire(tx: Connection, now: int) -> int:
@@ -129,18 +136,26 @@ def assignment_of(tx: Connection, device_id: str) -> Record | None:
     return tx.execute(select(assignment).where(assignment.c.device_id == device_id)).first()
 
 
-def put_assignment(tx: Connection, device_id: str, *, target: str, now: int) -> int:
-    """Assign a release to a device; returns the version of its metadata, which rises."""
-    current = assignment_of(tx, device_id)
-    version = 1 if current is None else int(current.metadata_version) + 1
-    values = {"target": target, "state": "assigned", "detail": None, "metadata_version": version}
+def put_assignment(tx: Connection, device_id: str, *, target: str, now: int) -> None:
+    """Assign a release to a device, in place of what it was assigned before."""
+    tx.execute(delete(assignment).where(assignment.c.device_id == device_id))
+    row = {"device_id": device_id, "target": target, "state": "assigned", "assigned_at": now, "updated_at": now}
+    tx.execute(insert(assignment), row)
+
+
+def director_metadata_of(tx: Connection, device_id: str) -> Record | None:
+    """The newest generation of the Director's metadata for a device."""
+    return tx.execute(select(director).where(director.c.device_id == device_id)).first()
+
+
+def put_director_metadata(tx: Connection, device_id: str, version: int, files: str) -> bool:
+    """Store a generation. False where one as new is there already."""
+    current = director_metadata_of(tx, device_id)
     if current is None:
-        row = insert(assignment).values(device_id=device_id, assigned_at=now, updated_at=now, **values)
-        tx.execute(row)
-    else:
-        mine = update(assignment).where(assignment.c.device_id == device_id)
-        tx.execute(mine.values(assigned_at=now, updated_at=now, **values))
-    return version
+        tx.execute(insert(director).values(device_id=device_id, version=version, files=files))
+        return True
+    newer = update(director).where(director.c.device_id == device_id, director.c.version < version)
+    return tx.execute(newer.values(version=version, files=files)).rowcount == 1
 
 
 def report_assignment(tx: Connection, device_id: str, *, state: str, detail: str | None, now: int) -> None:

@@ -219,9 +219,17 @@ class Assignment(SQLModel, table=True):
     target: str
     state: str
     detail: str | None = None
-    metadata_version: int
     assigned_at: int = _time(nullable=False)
     updated_at: int = _time(nullable=False)
+
+
+class DirectorMetadata(SQLModel, table=True):
+    """The newest generation of the Director's metadata for one device: a JSON object of file name to text."""
+
+    __tablename__ = "director_metadata"
+    device_id: str = Field(primary_key=True)
+    version: int = _time(nullable=False)
+    files: str = _text(nullable=False)
 
 
 class Leaf(SQLModel, table=True):

@@ -1,0 +1,317 @@
+"""What comes up by MQTT, and what follows from it: hello, rotation, re-attestation, update reports.
+
+Every message is authentic (signed by a key whose certificate is in force), for this service's record of the session,
+and of a higher sequence than the one before; its effect is idempotent.
+"""
+
+import hashlib
+from datetime import timedelta
+from functools import lru_cache
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import Connection
+
+from provisioning import attesting, outbox
+from provisioning.attestation.evidence import verify_activation, verify_evidence, verify_platform
+from provisioning.db import commands, devices, enrollments, leaves
+from provisioning.db.devices import Record
+from provisioning.issuance.profile import Ldevid
+from provisioning.issuance.tbs import assemble
+from provisioning.issuing import IssuedCertificate, Order, issue, renew_after
+from provisioning.journal import leaf
+from provisioning.refusals import MessageNotAuthentic, MessageOutOfOrder, Refusal, RequestMalformed
+from provisioning.service import Service
+from wire.codec import MalformedMessage, decode, encode
+from wire.envelope import MAX_ENVELOPE, EnvelopeNotAuthentic, open_envelope, unverified_payload_type
+from wire.messages import (
+    PAYLOAD_TYPE,
+    UP,
+    AttestationEvidence,
+    Failed,
+    Hello,
+    Installed,
+    Message,
+    Renew,
+    RotationEvidence,
+    UpdateReport,
+)
+
+KIND = {PAYLOAD_TYPE[kind]: kind for kind in UP}
+FINAL_STATES = frozenset({"committed", "rolled_back", "failed", "refused", "superseded"})
+USABLE = ("issued", "superseded")
+
+
+async def receive(service: Service, device_id: str, envelope: bytes) -> None:
+    """Judge and carry out one message. `device_id` is the topic's. Raises: Refusal."""
+    try:
+        kind = KIND.get(unverified_payload_type(envelope))
+        if kind is None:
+            raise RequestMalformed(expected="a payload type that devices send", actual="another one")
+        message, signer = await _authentic(service, device_id, kind, envelope)
+    except MalformedMessage as error:
+        raise RequestMalformed(expected="a message of this protocol", actual=error) from error
+    if message.device != device_id:
+        raise MessageNotAuthentic(expected=device_id, actual=message.device)
+    if isinstance(message, Hello):
+        await _hello(service, message, signer)
+        return
+    order = (device_id, message.session, message.sequence)
+    if not await service.ledger.write(lambda tx: commands.accept_sequence(tx, *order)):
+        raise MessageOutOfOrder(expected="this session, a higher sequence", actual=f"{order[1]} {order[2]}")
+    match message:
+        case RotationEvidence():
+            await _rotation_evidence(service, message)
+        case Installed():
+            await _installed(service, message, signer)
+        case AttestationEvidence():
+            await _attestation_evidence(service, message)
+        case Renew():
+            await outbox.order(service, device_id, "rotate", by="device")
+        case UpdateReport():
+            await _update_report(service, message)
+        case Failed():
+            failed = message
+            await service.ledger.write(
+                lambda tx: commands.finish(tx, failed.in_reply_to, state="failed", result=failed.reason)
+            )
+
+
+async def _authentic(
+    service: Service, device_id: str, kind: type[Message], envelope: bytes
+) -> tuple[Message, Record]:
+    """The message and the certificate whose key signed it. Raises: MessageNotAuthentic, MalformedMessage."""
+    at = int(service.clock().timestamp())
+    rows = await service.store.read(lambda tx: enrollments.certificates_of(tx, device_id))
+    usable = {row.key_id: row for row in rows if row.state in USABLE and row.not_before <= at < row.not_after}
+    signer: list[Record] = []
+
+    def verify(keyid: str, signature: bytes, message: bytes) -> bool:
+        row = usable.get(keyid)
+        if row is None or not _is_signed(assemble(row.tbs, row.signature), signature, message):
+            return False
+        signer.append(row)
+        return True
+
+    try:
+        payload = open_envelope(envelope, PAYLOAD_TYPE[kind], verify)
+    except EnvelopeNotAuthentic as error:
+        raise MessageNotAuthentic(expected=f"a key of {device_id} in force", actual="another key") from error
+    return decode(kind, payload, limit=MAX_ENVELOPE), signer[0]
+
+
+@lru_cache(maxsize=4096)
+def _key_of(certificate: bytes) -> ec.EllipticCurvePublicKey:
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise MessageNotAuthentic(expected="an EC key", actual=type(key).__name__)
+    return key
+
+
+def _is_signed(certificate: bytes, signature: bytes, message: bytes) -> bool:
+    try:
+        _key_of(certificate).verify(signature, message, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+async def _hello(service: Service, hello: Hello, signer: Record) -> None:
+    """A session begins, or goes on after a reconnect: what waits for this device is due now."""
+    at = int(service.clock().timestamp())
+
+    def write(tx: Connection) -> None:
+        known = commands.session_of(tx, hello.device)
+        if known is not None and known.session == hello.session:
+            if hello.sequence <= known.up_sequence:
+                raise MessageOutOfOrder(expected=f"above {known.up_sequence}", actual=hello.sequence)
+            above = max(known.down_sequence, hello.last_sequence)
+        else:
+            if known is not None and hello.session_number <= known.session_number:
+                raise MessageOutOfOrder(expected=f"above session {known.session_number}", actual=hello.session_number)
+            above = hello.last_sequence
+        values = {
+            "session": hello.session,
+            "session_number": hello.session_number,
+            "up_sequence": hello.sequence,
+            "down_sequence": above,
+            "trust_version": hello.trust_version,
+            "certificate_serial": signer.serial,
+            "at": at,
+        }
+        commands.put_session(tx, hello.device, values)
+        devices.change(tx, hello.device, last_seen_at=at)
+        commands.hurry(tx, hello.device, at)
+        device = devices.by_id(tx, hello.device)
+        floor = 0 if device is None else device.release_counter
+        body = encode({"in_reply_to": hello.message_id, "release_floor": floor})
+        outbox.put(tx, service, outbox.Order("welcome", hello.device, "service", body))
+
+    await service.ledger.write(write)
+
+
+async def _rotation_evidence(service: Service, message: RotationEvidence) -> None:
+    """Step 3 of a rotation: the same checks, the same road to issue."""
+    command = await _command(service, message.in_reply_to, message.device, "rotate")
+    received = encode(message.evidence)
+    taken = await _take(service, "rotate", command, hashlib.sha256(received).digest())
+    if taken.answer is not None:
+        await service.ledger.write(lambda tx: commands.hurry(tx, message.device, int(service.clock().timestamp())))
+        return
+    evidence = message.evidence
+    where = attesting.Refused("rotate", "mqtt", message.device, taken.device.serial, taken.challenge.enrollment_id, own=True)
+    try:
+        activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
+        log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
+        verified = verify_evidence(evidence, log, activated, taken.policy, taken.previous, taken.release_values)
+        _same_ak(taken)
+        now = service.clock()
+        device = taken.device
+        wanted = Ldevid(device.id, device.serial, service.config.service_name, verified.csr.spki)
+        days = service.config.lifetimes.ldevid_days
+        order = Order(wanted, device.id, days, device.id, taken.challenge.enrollment_id)
+        digest = hashlib.sha256(received).digest()
+        entry = leaf(service, "attestation", now, device=device.id, flow="rotate", evidence=digest)
+
+        def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
+            body = encode(
+                {
+                    "in_reply_to": message.in_reply_to,
+                    "certificate": certificate.der,
+                    "chain": service.authority.chain,
+                    "renew_after": renew_after(certificate),
+                }
+            )
+            outcome = attesting.Outcome(received, log, verified.tpm, verified.findings, b"issued", entry)
+            attesting.passed(service, tx, taken, outcome)
+            commands.finish(tx, command.message_id, state="answered")
+            outbox.put(tx, service, outbox.Order("rotated", device.id, "service", body))
+
+        await issue(service, order, recorded)
+    except Refusal as refusal:
+        await _refuse(service, refusal, where, command)
+
+
+async def _installed(service: Service, message: Installed, signer: Record) -> None:
+    """Step 5: the new key speaks, so the old certificates are superseded, and revoked after their grace period."""
+    if signer.serial != message.certificate_serial:
+        raise MessageNotAuthentic(expected="the key of the installed certificate", actual=signer.serial)
+    now = service.clock()
+    revoke_at = attesting.grace(service, now)
+    entry = leaf(service, "rotation", now, device=message.device, serial=signer.serial)
+
+    def write(tx: Connection) -> None:
+        waiting = commands.pending_of(tx, message.device, "rotated")
+        if waiting is None or not commands.finish(tx, waiting.message_id, state="done"):
+            return
+        enrollments.supersede(tx, message.device, but=signer.serial, revoke_at=revoke_at)
+        commands.finish_answered(tx, message.in_reply_to)
+        leaves.add(tx, entry)
+
+    await service.ledger.write(write)
+
+
+async def _attestation_evidence(service: Service, message: AttestationEvidence) -> None:
+    """The answer to an attest command: the platform again, without a new key."""
+    command = await _command(service, message.in_reply_to, message.device, "attest")
+    received = encode(message.evidence)
+    taken = await _take(service, "attest", command, hashlib.sha256(received).digest())
+    now = service.clock()
+    expires = now + timedelta(seconds=service.config.lifetimes.attestation_seconds)
+    reply = encode({"in_reply_to": message.in_reply_to, "expires_at": expires})
+    answer = outbox.Order("attested", message.device, "service", reply)
+    if taken.answer is not None:
+        await service.ledger.write(lambda tx: outbox.put(tx, service, answer))
+        return
+    evidence = message.evidence
+    where = attesting.Refused("attest", "mqtt", message.device, taken.device.serial, taken.challenge.enrollment_id, own=True)
+    try:
+        activated = verify_activation(evidence.activation_proof, b"", taken.challenge)
+        log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
+        verified = verify_platform(evidence, log, activated, taken.policy, taken.previous, taken.release_values)
+        _same_ak(taken)
+    except Refusal as refusal:
+        await _refuse(service, refusal, where, command)
+        return
+    entry = leaf(service, "attestation", now, device=message.device, flow="attest", evidence=hashlib.sha256(received).digest())
+
+    def write(tx: Connection) -> None:
+        outcome = attesting.Outcome(received, log, verified.tpm, verified.findings, b"passed", entry)
+        attesting.passed(service, tx, taken, outcome)
+        commands.finish(tx, command.message_id, state="done")
+        outbox.put(tx, service, answer)
+
+    await service.ledger.write(write)
+
+
+async def _update_report(service: Service, message: UpdateReport) -> None:
+    """Where an update stands. A device that booted a new release is asked to prove it before it commits."""
+    now = service.clock()
+    at = int(now.timestamp())
+    entry = leaf(service, "update", now, device=message.device, version=message.version, state=message.state)
+
+    def write(tx: Connection) -> None:
+        assigned = commands.assignment_of(tx, message.device)
+        release = None if assigned is None else commands.release_by_target(tx, assigned.target)
+        ours = release is not None and (release.version, release.release_counter) == (
+            message.version,
+            message.release_counter,
+        )
+        if not ours or release is None:
+            return
+        commands.report_assignment(tx, message.device, state=message.state, detail=message.detail, now=at)
+        if message.state == "health_check":
+            outbox.put(tx, service, outbox.Order("attest", message.device, "service"))
+        if message.state == "committed":
+            devices.change(
+                tx, message.device, release_version=release.version, release_counter=release.release_counter
+            )
+        if message.state in FINAL_STATES:
+            leaves.add(tx, entry)
+
+    await service.ledger.write(write)
+
+
+async def store_boot_log(service: Service, device_id: str, sha256: str, content: bytes) -> None:
+    """Keep a boot log that evidence by MQTT will name. Raises: RequestMalformed."""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RequestMalformed(expected=sha256, actual="content of another hash")
+    at = int(service.clock().timestamp())
+    await service.ledger.write(
+        lambda tx: enrollments.put_boot_log(tx, sha256=sha256, device_id=device_id, content=content, now=at)
+    )
+
+
+async def _command(service: Service, message_id: str, device_id: str, kind: str) -> Record:
+    command = await service.store.read(lambda tx: commands.get(tx, message_id))
+    if command is None or command.device_id != device_id or command.kind != kind:
+        raise MessageOutOfOrder(expected=f"the answer to a {kind} command", actual=message_id)
+    return command
+
+
+async def _take(service: Service, flow: attesting.Flow, command: Record, digest: bytes) -> attesting.Taken:
+    challenge_id = outbox.challenge_id(command)
+    return await attesting.take(
+        service, flow, challenge_id, digest, arrived=service.clock(), device_id=command.device_id
+    )
+
+
+def _same_ak(taken: attesting.Taken) -> None:
+    if taken.ak_name != taken.device.ak_name:
+        raise MessageOutOfOrder(expected="the AK on record", actual=taken.ak_name)
+
+
+async def _refuse(service: Service, refusal: Refusal, where: attesting.Refused, command: Record) -> None:
+    """Record it, tell the device the class, end the command."""
+    if refusal.problem in attesting.TRANSIENT:
+        raise refusal
+    await attesting.record_refusal(service, refusal, where)
+    body = encode({"in_reply_to": command.message_id, "problem": refusal.problem.uri, "code": refusal.code})
+
+    def write(tx: Connection) -> None:
+        commands.finish(tx, command.message_id, state="refused", result=refusal.instance)
+        outbox.put(tx, service, outbox.Order("refused", command.device_id, "service", body))
+
+    await service.ledger.write(write)
