@@ -1,0 +1,61 @@
+"""Logs: one event, one line of JSON on standard error. Fields, no sentences; no secret, no evidence, no payload."""
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+FIELD_MOST = 2000
+"""Characters of one field; a traceback keeps its end, where the error stands."""
+_SECRET_NAMES = ("pin", "token", "secret", "password", "authorization", "activation_proof")
+_HIDDEN = "[hidden]"
+
+
+def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
+    """Configure structlog and the standard library's loggers, once a process."""
+    target = stream or sys.stderr
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            hide_secrets,
+            shorten,
+            structlog.processors.JSONRenderer(sort_keys=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(target),
+        cache_logger_on_first_use=True,
+    )
+    handler = _ToStructlog()
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def hide_secrets(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """A field that is named like a secret is not printed, whoever logged it."""
+    for name in event:
+        if any(part in name.lower().split("_") or part == name.lower() for part in _SECRET_NAMES):
+            event[name] = _HIDDEN
+    return event
+
+
+def shorten(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Bytes as hex, long texts cut: a hostile field cannot fill the disk with one line."""
+    for name, value in event.items():
+        if isinstance(value, bytes):
+            event[name] = value[: FIELD_MOST // 2].hex()
+        elif isinstance(value, str) and len(value) > FIELD_MOST:
+            event[name] = value[-FIELD_MOST:] if name == "exception" else value[:FIELD_MOST]
+    return event
+
+
+class _ToStructlog(logging.Handler):
+    """Warnings of the libraries, as events of the same form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        method = log.error if record.levelno >= logging.ERROR else log.warning
+        method("library", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
