@@ -363,3 +363,9 @@ class Anchor:
 
     service_name: Annotated[str, Cap(255)]
     trust_root: Annotated[bytes, Cap(64 * 1024)]
+
+
+BUNDLE_NAME = "bundle.json"
+"""The one target of the trust repository."""
+BUNDLE_MOST = 384 * 1024
+"""Bytes of an encoded bundle."""
