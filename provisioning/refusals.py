@@ -12,11 +12,12 @@ from wire.problems import Problem
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One mismatch that a person must fix: `what` (a PCR, an event, a field), expected and actual, as text."""
+    """One mismatch that a person must fix: `what` (a PCR, an event, a field), expected, actual, and what mends it."""
 
     what: str
     expected: str
     actual: str
+    cure: str = ""
 
 
 class Refusal(Exception):  # noqa: N818  a refusal is an answer, not an error
