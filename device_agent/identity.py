@@ -26,7 +26,8 @@ _FILE_MOST = 128 * 1024
 class IdentityDetails:
     """What came with a certificate. `chain` runs from the issuing CA to the root, DER.
 
-    `reply_to` is the rotate command that the pair answers, empty after an enrollment.
+    `ek_kind` is the EK that the service knows this device by. `reply_to` is the rotate command that the pair answers,
+    None after an enrollment.
     """
 
     device_id: Identifier
@@ -34,7 +35,8 @@ class IdentityDetails:
     chain: Annotated[tuple[Certificate, ...], Cap(4)]
     mqtt: MqttAddress
     renew_after: datetime
-    reply_to: Identifier = ""
+    ek_kind: Identifier
+    reply_to: Identifier | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,19 @@ _LOGGER = logging.getLogger("muster-agent")
 def configure(*, verbose: bool = False) -> None:
     """Events to stderr; libraries only from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    _LOGGER.handlers = [handler]
-    _LOGGER.propagate = False
+    handler.setFormatter(_OneLine("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    logging.getLogger().handlers = [handler]
     _LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class _OneLine(logging.Formatter):
+    """UTC, and nothing that a library logs breaks the line."""
+
+    converter = staticmethod(time.gmtime)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def event(name: str, /, **fields: object) -> None:

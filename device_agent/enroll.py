@@ -1,0 +1,235 @@
+"""Enrollment with the TPM, top to bottom (docs/protocol.md, section 1): trust, keys, challenge, evidence, certificate.
+
+The evidence is on disk before it is sent: after a lost answer or lost power the same bytes go again, and get the same
+certificate.
+"""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from device_agent import log, state
+from device_agent.certificates import CertificateRefused, Expectation, verify_issued
+from device_agent.config import ConfigMistake
+from device_agent.device import TRUST_FAILURES, Device, trust_at_hand
+from device_agent.evidence import BootLogMissing, ChallengeRefused, with_log
+from device_agent.host import Backoff
+from device_agent.http import (
+    ApprovalPending,
+    HttpFailure,
+    ServiceClient,
+    ServiceRefused,
+    ServiceUnreachable,
+    to_body,
+)
+from device_agent.identity import IdentityDetails, Pair
+from device_agent.state import StateDamaged
+from device_agent.tpm import DeviceKey, Endorsement, NoEndorsementKey, TpmFailure
+from device_agent.trust import Trust
+from ota.source import SourceUnavailable
+from wire.codec import Cap
+from wire.messages import EVIDENCE_BODY_MOST, Challenge, EnrollmentRequest, Identifier, Issued
+from wire.problems import Problem, Reaction
+
+PENDING_MOST = 2 * EVIDENCE_BODY_MOST
+WAIT_SECONDS = 120.0
+"""Before the next attempt where somebody must act first."""
+
+EnrollmentFailure = (
+    HttpFailure,
+    TpmFailure,
+    CertificateRefused,
+    ChallengeRefused,
+    BootLogMissing,
+    StateDamaged,
+    ConfigMistake,
+    ssl.SSLError,
+    *TRUST_FAILURES,
+)
+"""Everything that an attempt may end with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Evidence that was made and not answered yet, and the key that it is about."""
+
+    enrollment_id: Identifier
+    ek_kind: Identifier
+    key_pem: Annotated[bytes, Cap(8 * 1024)]
+    spki: Annotated[bytes, Cap(1024)]
+    body: Annotated[bytes, Cap(EVIDENCE_BODY_MOST)]
+
+
+def enroll_once(device: Device) -> Pair:
+    """One attempt, or the rest of an interrupted one. Raises: any of `EnrollmentFailure`."""
+    trust = trust_at_hand(device)
+    pending_file = _pending_file(device)
+    with_service = device.client(trust)
+    try:
+        pending = _left_over(device)
+        if pending is None:
+            pending = _make_evidence(device, with_service)
+            state.write_value(pending_file, pending)
+        try:
+            issued = with_service.post(f"/v1/enrollments/{pending.enrollment_id}/evidence", pending.body, Issued)
+        except (ServiceRefused, ApprovalPending) as refusal:
+            if not _same_again(refusal):
+                state.remove(pending_file)
+            raise
+        return _install(device, trust, pending, issued)
+    finally:
+        with_service.close()
+
+
+def enroll_until_done(device: Device, *, attempts: int | None = None) -> Pair:
+    """Attempts with back-off until there is an identity, the service says stop, or `attempts` are used up.
+
+    With `attempts` a failure that waits for a person ends it too. Raises: any of `EnrollmentFailure`; Stopped.
+    """
+    backoff = Backoff(device.host.jitter)
+    made = 0
+    while True:
+        made += 1
+        try:
+            pair = enroll_once(device)
+        except EnrollmentFailure as failure:
+            reaction = reaction_to(failure)
+            last = attempts is not None and (made >= attempts or reaction is Reaction.WAIT)
+            if last or reaction is Reaction.STOP:
+                raise
+            wait = backoff.next(_asked_for(failure) + (WAIT_SECONDS if reaction is Reaction.WAIT else 0.0))
+            log.warning("enrollment-failed", reason=failure, refusal=_instance(failure), again_in_seconds=round(wait))
+            if device.host.pause(wait):
+                raise Stopped from failure
+            continue
+        log.event("enrolled", device=pair.details.device_id, serial=pair.serial)
+        return pair
+
+
+class Stopped(Exception):
+    """The agent was asked to end."""
+
+
+def reaction_to(failure: BaseException) -> Reaction:
+    """What to do about a failure: again, from the start, after somebody acted, or never by itself."""
+    if isinstance(failure, ServiceRefused):
+        return failure.reaction
+    if isinstance(failure, ServiceUnreachable | SourceUnavailable):
+        return Reaction.RETRY
+    if isinstance(failure, ConfigMistake | StateDamaged | NoEndorsementKey):
+        return Reaction.STOP
+    return Reaction.WAIT
+
+
+def exit_status(failure: BaseException) -> tuple[int, str]:
+    """The exit status of a command that ended by this failure (1 refused, 3 out of reach), and the line to print."""
+    status = 3 if isinstance(failure, ServiceUnreachable | SourceUnavailable) else 1
+    instance = _instance(failure)
+    return status, f"{failure}" + (f"; the operator sees why: muster explain {instance}" if instance else "")
+
+
+def _left_over(device: Device) -> _Pending | None:
+    """Evidence of an interrupted attempt, unless its certificate is installed already."""
+    pending = state.read_value(_Pending, _pending_file(device), PENDING_MOST)
+    current = device.identity.current()
+    if pending is None or current is None or current.spki != pending.spki:
+        return pending
+    state.remove(_pending_file(device))
+    return None
+
+
+def _make_evidence(device: Device, with_service: ServiceClient) -> _Pending:
+    attester = device.attester
+    with device.tpm.open() as tpm:  # the keys are made before step 1: a challenge lives for minutes only
+        endorsements = _offered(device, tpm.endorsements())
+        banks = tpm.pcr_banks()
+        key = tpm.create_device_key()
+        csr = tpm.certificate_request(key.pem)
+        with tpm.attestation_key(attester.unique) as ak:
+            ak_public = ak.public
+    ek, challenge = _begin(device, with_service, endorsements, ak_public, banks)
+    boot_log = attester.read_boot_log(challenge)
+    with device.tpm.open() as tpm:
+        evidence = attester.attest_key(tpm, challenge, "enroll", ek.kind, key, csr)
+    log.event("evidence-made", enrollment=challenge.enrollment_id, pcrs=challenge.pcr_selection.bank)
+    return _pending(challenge, ek, key, to_body(with_log(evidence, boot_log)))
+
+
+def _begin(
+    device: Device,
+    with_service: ServiceClient,
+    endorsements: tuple[Endorsement, ...],
+    ak_public: bytes,
+    banks: tuple[str, ...],
+) -> tuple[Endorsement, Challenge]:
+    """Step 1 with the first EK that the service knows: a factory registers one of them, not always the same."""
+    refusal: ServiceRefused | None = None
+    for ek in endorsements:
+        request = EnrollmentRequest(
+            ak_public=ak_public,
+            pcr_banks=banks,
+            ek_certificate=ek.certificate,
+            ek_intermediates=ek.intermediates,
+            serial=device.config.serial,
+        )
+        try:
+            return ek, with_service.post("/v1/enrollments", to_body(request), Challenge)
+        except ServiceRefused as refused:
+            if refused.problem is not Problem.NOT_REGISTERED:
+                raise
+            refusal = refusal or refused
+    raise refusal or NoEndorsementKey("no EK to offer")
+
+
+def _install(device: Device, trust: Trust, pending: _Pending, issued: Issued) -> Pair:
+    expected = Expectation(
+        service_name=device.anchor.service_name, spki=pending.spki, roots=trust.bundle.ca_roots, now=device.now()
+    )
+    try:
+        verify_issued(issued.certificate, issued.chain, issued.device_id, expected)
+    except CertificateRefused:
+        state.remove(_pending_file(device))  # the same evidence would get the same certificate
+        raise
+    details = IdentityDetails(
+        device_id=issued.device_id,
+        certificate=issued.certificate,
+        chain=issued.chain,
+        mqtt=issued.mqtt,
+        renew_after=issued.renew_after,
+        ek_kind=pending.ek_kind,
+    )
+    device.identity.store_next(pending.key_pem, details)
+    pair = device.identity.swap()
+    state.remove(_pending_file(device))
+    return pair
+
+
+def _pending(challenge: Challenge, ek: Endorsement, key: DeviceKey, body: bytes) -> _Pending:
+    return _Pending(enrollment_id=challenge.enrollment_id, ek_kind=ek.kind, key_pem=key.pem, spki=key.spki, body=body)
+
+
+def _pending_file(device: Device) -> Path:
+    return device.config.state_dir / "pending-enrollment.json"
+
+
+def _offered(device: Device, found: tuple[Endorsement, ...]) -> tuple[Endorsement, ...]:
+    offered = tuple(ek for ek in found if device.config.ek in (None, ek.algorithm))
+    if not offered:
+        raise NoEndorsementKey(
+            f"the TPM has no EK certificate of the kind that agent.toml asks for: {device.config.ek}"
+        )
+    return offered
+
+
+def _same_again(refusal: ServiceRefused | ApprovalPending) -> bool:
+    """May these very bytes pass later? An approval is answered by new evidence."""
+    return isinstance(refusal, ServiceRefused) and refusal.reaction is Reaction.RETRY
+
+
+def _asked_for(failure: BaseException) -> float:
+    return failure.retry_after if isinstance(failure, ServiceRefused | ApprovalPending) else 0.0
+
+
+def _instance(failure: BaseException) -> str | None:
+    return failure.instance if isinstance(failure, ServiceRefused) else None

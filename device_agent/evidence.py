@@ -1,0 +1,128 @@
+"""Evidence: what the TPM says about the platform and the new key, bound to one challenge."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from device_agent.tpm import AttestationKey, DeviceKey, Tpm
+from wire.binding import Flow, Part, activation_proof, ak_unique, binding
+from wire.messages import BOOT_LOG_MOST, Challenge, Evidence, PlatformEvidence
+
+BANKS = ("sha256", "sha384", "sha512")
+PCRS_MOST = 24
+NONCE_LEAST = 16
+
+
+class ChallengeRefused(Exception):
+    """The challenge is not one that this device answers; the message is one line."""
+
+
+class BootLogMissing(Exception):
+    """The service wants the boot log, and the device has none to give; the message says how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attester:
+    """What this device answers challenges with: `audience` is the anchor's service name."""
+
+    audience: str
+    ownership_epoch: int
+    boot_log: Path | None
+
+    @property
+    def unique(self) -> bytes:
+        """The `unique` field of the AK's template."""
+        return ak_unique(self.audience, self.ownership_epoch)
+
+    def read_boot_log(self, challenge: Challenge) -> bytes | None:
+        """The platform's event log where the challenge asks for it. Raises: BootLogMissing."""
+        if challenge.boot_log == "none":
+            return None
+        log = self._log()
+        if log is None and challenge.boot_log == "required":
+            raise BootLogMissing(
+                "the service requires the boot log: set boot_log in agent.toml "
+                "(Linux: /sys/kernel/security/tpm0/binary_bios_measurements, readable by the agent)"
+            )
+        return log
+
+    def attest_key(
+        self, tpm: Tpm, challenge: Challenge, flow: Flow, ek_kind: str, key: DeviceKey, csr: bytes
+    ) -> Evidence:
+        """Evidence for a new key, without the boot log. Raises: ChallengeRefused, TpmFailure."""
+        self._check(challenge)
+        with tpm.attestation_key(self.unique) as ak:
+            platform = self._platform(ak, challenge, flow, ek_kind, csr)
+            with tpm.loaded(key.pem) as handle:
+                certify = ak.certify(handle, self._bound(flow, "certify", challenge, csr, ak.name))
+        return Evidence(
+            csr=csr,
+            device_public=key.public,
+            certify=certify,
+            quote=platform.quote,
+            pcrs=platform.pcrs,
+            activation_proof=platform.activation_proof,
+        )
+
+    def attest_platform(self, tpm: Tpm, challenge: Challenge, ek_kind: str) -> PlatformEvidence:
+        """Evidence of the platform alone, without the boot log. Raises: ChallengeRefused, TpmFailure."""
+        self._check(challenge)
+        with tpm.attestation_key(self.unique) as ak:
+            return self._platform(ak, challenge, "attest", ek_kind, b"")
+
+    def _platform(
+        self, ak: AttestationKey, challenge: Challenge, flow: Flow, ek_kind: str, csr: bytes
+    ) -> PlatformEvidence:
+        secret = ak.activate(ek_kind, challenge.credential_blob, challenge.encrypted_secret)
+        proof = activation_proof(secret, self._bound(flow, "activate", challenge, csr, ak.name))
+        quote, pcrs = ak.quote(self._bound(flow, "quote", challenge, csr, ak.name), challenge.pcr_selection)
+        return PlatformEvidence(quote=quote, pcrs={challenge.pcr_selection.bank: pcrs}, activation_proof=proof)
+
+    def _bound(self, flow: Flow, part: Part, challenge: Challenge, csr: bytes, ak_name: bytes) -> bytes:
+        """The device's own audience goes in, never the challenge's: evidence cannot be relayed."""
+        return binding(
+            flow,
+            part,
+            audience=self.audience,
+            nonce=challenge.nonce,
+            csr=csr,
+            ak_name=ak_name,
+            enrollment_id=challenge.enrollment_id,
+        )
+
+    def _check(self, challenge: Challenge) -> None:
+        if challenge.audience != self.audience:
+            raise ChallengeRefused(
+                f"the challenge is by {challenge.audience!r}, this device belongs to {self.audience}"
+            )
+        if len(challenge.nonce) < NONCE_LEAST or not challenge.enrollment_id:
+            raise ChallengeRefused("the challenge has no usable nonce or id")
+        selection = challenge.pcr_selection
+        if selection.bank not in BANKS:
+            raise ChallengeRefused(f"the challenge asks for the PCR bank {selection.bank!r}")
+        if not selection.pcrs or len(set(selection.pcrs)) != len(selection.pcrs):
+            raise ChallengeRefused("the challenge names no PCRs, or one twice")
+        if not all(0 <= pcr < PCRS_MOST for pcr in selection.pcrs):
+            raise ChallengeRefused("the challenge names a PCR that does not exist")
+
+    def _log(self) -> bytes | None:
+        if self.boot_log is None:
+            return None
+        try:
+            with self.boot_log.open("rb") as file:
+                content = file.read(BOOT_LOG_MOST + 1)
+        except OSError as error:
+            raise BootLogMissing(f"{self.boot_log}: {error.strerror}") from error
+        if len(content) > BOOT_LOG_MOST:
+            raise BootLogMissing(f"{self.boot_log}: is larger than {BOOT_LOG_MOST} bytes")
+        return content
+
+
+def with_log(evidence: Evidence, log: bytes | None) -> Evidence:
+    """The evidence with the log inside, as HTTPS carries it."""
+    return replace(evidence, boot_log=log)
+
+
+def log_digest(log: bytes | None) -> bytes | None:
+    """How a message names a log that was uploaded before."""
+    return None if log is None else hashlib.sha256(log).digest()
