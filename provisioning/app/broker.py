@@ -19,12 +19,11 @@ from time import monotonic, sleep
 from provisioning.app.children import kill_child, start_child, stop_child
 from provisioning.app.tls import CIPHERS_1_2
 from provisioning.config import Config, ConfigurationRefused, DataDirectory
+from provisioning.messaging import SERVICE_USER
 from wire.envelope import MAX_ENVELOPE
 from wire.topics import ROOT
 
 SOCKET = "broker.sock"
-SERVICE_USER = "service:bridge"
-"""The bridge's user name and client id. A device id has no colon."""
 PACKET_MOST = MAX_ENVELOPE + 1024
 """Bytes: an envelope, its topic, and MQTT's own fields."""
 START_SECONDS = 10.0
