@@ -1,0 +1,1 @@
+"""The verifier (RFC 9334), pure: bytes, keys, policy and `now` in, verified types out. Read `evidence` first."""

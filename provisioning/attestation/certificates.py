@@ -1,0 +1,246 @@
+"""X.509 certificates of TPM manufacturers, as the few fields that the verifier judges.
+
+Two readers give one type. `cryptography` reads what is strict DER; what it refuses (Intel writes FALSE out, Nuvoton
+orders a SET wrongly) asn1crypto reads. Either way a signature is verified over the certificate's original bytes.
+Parsed is not verified: see `endorsement`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+
+from asn1crypto import core as asn1
+from asn1crypto import x509 as lenient
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from provisioning.attestation.keys import PublicKey, verify_allowed
+from provisioning.refusals import AlgorithmRefused, CertificateMalformed
+
+MAX_BYTES = 8 * 1024
+
+TPM_MANUFACTURER = "2.23.133.2.1"
+TPM_MODEL = "2.23.133.2.2"
+TPM_VERSION = "2.23.133.2.3"
+_TPM_ATTRIBUTES = frozenset({TPM_MANUFACTURER, TPM_MODEL, TPM_VERSION})
+
+_KEY_USAGE, _BASIC_CONSTRAINTS, _EXTENDED_KEY_USAGE, _SUBJECT_ALT_NAME = (
+    *("2.5.29.15", "2.5.29.19", "2.5.29.37", "2.5.29.17"),
+)
+# Understood, or of no effect where no policy is asked for and names are not constrained (RFC 5280, 4.2.1).
+_HANDLED = frozenset(
+    {
+        *(_KEY_USAGE, _BASIC_CONSTRAINTS, _EXTENDED_KEY_USAGE, _SUBJECT_ALT_NAME),
+        "2.5.29.9",  # subject directory attributes
+        "2.5.29.14",  # subject key identifier
+        "2.5.29.32",  # certificate policies
+        "2.5.29.35",  # authority key identifier
+    }
+)
+
+# Signature algorithms that count, by OID. SHA-1 does not: an old intermediate that SHA-1 signs can stand in the
+# policy itself, where its signature is not asked for.
+_RSA_SIGNATURES: dict[str, hashes.HashAlgorithm] = {
+    "1.2.840.113549.1.1.11": hashes.SHA256(),
+    "1.2.840.113549.1.1.12": hashes.SHA384(),
+    "1.2.840.113549.1.1.13": hashes.SHA512(),
+}
+_ECDSA_SIGNATURES: dict[str, hashes.HashAlgorithm] = {
+    "1.2.840.10045.4.3.2": hashes.SHA256(),
+    "1.2.840.10045.4.3.3": hashes.SHA384(),
+    "1.2.840.10045.4.3.4": hashes.SHA512(),
+}
+
+# What cryptography raises on hostile or unusual certificates, and asn1crypto on hostile ones.
+_STRICT_REFUSALS = (
+    *(ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension),
+    x509.UnsupportedGeneralNameType,
+)
+_LENIENT_REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the verifier judges of one certificate. Nothing in it is authentic by itself.
+
+    `subject` and `issuer` are the names' own DER. `key_usage` is None where the extension is absent. `tpm` holds the
+    TCG attributes of the subject alternative name by OID. `unhandled` are critical extensions nobody here understands.
+    """
+
+    der: bytes
+    tbs: bytes
+    signature: bytes
+    signature_algorithm: str
+    serial: int
+    subject: bytes
+    issuer: bytes
+    not_before: datetime
+    not_after: datetime
+    public_key: PublicKey
+    is_ca: bool
+    path_length: int | None
+    key_usage: frozenset[str] | None
+    extended_key_usage: frozenset[str]
+    tpm: dict[str, str]
+    unhandled: tuple[str, ...]
+
+
+@lru_cache(maxsize=512)
+def parse_certificate(der: bytes) -> Certificate:
+    """One certificate out of untrusted DER: strictly where that is possible, else as it was written.
+
+    Raises: CertificateMalformed, AlgorithmRefused, WeakKey.
+    """
+    if len(der) > MAX_BYTES:
+        raise CertificateMalformed(expected=f"at most {MAX_BYTES} bytes", actual=f"{len(der)} bytes")
+    try:
+        return read_strictly(der)
+    except _STRICT_REFUSALS:
+        return read_leniently(der)
+
+
+def read_strictly(der: bytes) -> Certificate:
+    """The certificate as `cryptography` reads it. Raises: what it raises, AlgorithmRefused, WeakKey."""
+    parsed = x509.load_der_x509_certificate(der)
+    extensions = parsed.extensions
+    found: dict[str, x509.ExtensionType] = {e.oid.dotted_string: e.value for e in extensions}
+    constraints = found.get(_BASIC_CONSTRAINTS)
+    extended = found.get(_EXTENDED_KEY_USAGE)
+    return Certificate(
+        der=der,
+        tbs=parsed.tbs_certificate_bytes,
+        signature=parsed.signature,
+        signature_algorithm=parsed.signature_algorithm_oid.dotted_string,
+        serial=parsed.serial_number,
+        subject=parsed.subject.public_bytes(),
+        issuer=parsed.issuer.public_bytes(),
+        not_before=parsed.not_valid_before_utc,
+        not_after=parsed.not_valid_after_utc,
+        public_key=verify_allowed(parsed.public_key()),
+        is_ca=isinstance(constraints, x509.BasicConstraints) and constraints.ca,
+        path_length=constraints.path_length if isinstance(constraints, x509.BasicConstraints) else None,
+        key_usage=_strict_key_usage(found.get(_KEY_USAGE)),
+        extended_key_usage=_strict_extended(extended),
+        tpm=_attributes(_strict_alternative_names(found.get(_SUBJECT_ALT_NAME))),
+        unhandled=tuple(e.oid.dotted_string for e in extensions if e.critical and e.oid.dotted_string not in _HANDLED),
+    )
+
+
+def read_leniently(der: bytes) -> Certificate:
+    """The certificate as asn1crypto reads it. Raises: CertificateMalformed, AlgorithmRefused, WeakKey."""
+    try:
+        return _read_leniently(der)
+    except _LENIENT_REFUSALS as error:
+        raise CertificateMalformed(expected="one X.509 certificate in DER", actual=type(error).__name__) from error
+
+
+def verify_issued(certificate: Certificate, issuer: Certificate) -> str | None:
+    """Why this issuer's key did not sign these original bytes, or None where it did."""
+    key, oid = issuer.public_key, certificate.signature_algorithm
+    try:
+        if isinstance(key, rsa.RSAPublicKey) and oid in _RSA_SIGNATURES:
+            key.verify(certificate.signature, certificate.tbs, padding.PKCS1v15(), _RSA_SIGNATURES[oid])
+        elif isinstance(key, ec.EllipticCurvePublicKey) and oid in _ECDSA_SIGNATURES:
+            key.verify(certificate.signature, certificate.tbs, ec.ECDSA(_ECDSA_SIGNATURES[oid]))
+        else:
+            return f"its signature algorithm {oid} does not count, or is not of its issuer's key"
+    except InvalidSignature:
+        return "its signature does not verify"
+    return None
+
+
+def name_text(der: bytes) -> str:
+    """A distinguished name for people; hex where it cannot be read."""
+    try:
+        text = str(lenient.Name.load(der, strict=True).human_friendly)
+    except _LENIENT_REFUSALS:
+        return der.hex()
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _strict_key_usage(value: x509.ExtensionType | None) -> frozenset[str] | None:
+    if not isinstance(value, x509.KeyUsage):
+        return None
+    names = ("key_encipherment", "key_agreement", "key_cert_sign", "crl_sign")
+    return frozenset(name for name in names if getattr(value, name))
+
+
+def _strict_extended(value: x509.ExtensionType | None) -> frozenset[str]:
+    return frozenset(oid.dotted_string for oid in value) if isinstance(value, x509.ExtendedKeyUsage) else frozenset()
+
+
+def _strict_alternative_names(value: x509.ExtensionType | None) -> Iterator[tuple[str, str]]:
+    if isinstance(value, x509.SubjectAlternativeName):
+        for name in value.get_values_for_type(x509.DirectoryName):
+            for attribute in name:
+                yield attribute.oid.dotted_string, str(attribute.value)
+
+
+def _attributes(found: Iterator[tuple[str, str]]) -> dict[str, str]:
+    """The TCG attributes; one that is named twice could mean two things, so it is refused."""
+    attributes: dict[str, str] = {}
+    for oid, value in found:
+        if oid in attributes:
+            raise CertificateMalformed(expected="each TPM attribute once", actual=f"{oid} twice")
+        if oid in _TPM_ATTRIBUTES:
+            attributes[oid] = value
+    return attributes
+
+
+def _read_leniently(der: bytes) -> Certificate:
+    parsed = lenient.Certificate.load(der, strict=True)
+    tbs = parsed["tbs_certificate"]
+    found: dict[str, asn1.Asn1Value] = {}
+    unhandled: list[str] = []
+    for extension in tbs["extensions"]:
+        oid = extension["extn_id"].dotted
+        if oid in found:
+            raise CertificateMalformed(expected="each extension once", actual=f"{oid} twice")
+        found[oid] = extension["extn_value"].parsed
+        if extension["critical"].native and oid not in _HANDLED:
+            unhandled.append(oid)
+    constraints = found[_BASIC_CONSTRAINTS].native if _BASIC_CONSTRAINTS in found else {}
+    usage = found[_KEY_USAGE].native if _KEY_USAGE in found else None
+    extended = found.get(_EXTENDED_KEY_USAGE, ())
+    return Certificate(
+        der=der,
+        tbs=tbs.dump(),
+        signature=parsed["signature_value"].native,
+        signature_algorithm=parsed["signature_algorithm"]["algorithm"].dotted,
+        serial=tbs["serial_number"].native,
+        subject=tbs["subject"].dump(),
+        issuer=tbs["issuer"].dump(),
+        not_before=tbs["validity"]["not_before"].native,
+        not_after=tbs["validity"]["not_after"].native,
+        public_key=_lenient_key(tbs["subject_public_key_info"]),
+        is_ca=bool(constraints.get("ca")),
+        path_length=constraints.get("path_len_constraint"),
+        key_usage=None if usage is None else usage & {"key_encipherment", "key_agreement", "key_cert_sign", "crl_sign"},
+        extended_key_usage=frozenset(purpose.dotted for purpose in extended),
+        tpm=_attributes(_lenient_alternative_names(found.get(_SUBJECT_ALT_NAME, ()))),
+        unhandled=tuple(unhandled),
+    )
+
+
+def _lenient_key(info: lenient.PublicKeyInfo) -> PublicKey:
+    """Also Infineon's old way: an RSA key marked for OAEP (RFC 4055), which is an RSA key."""
+    if info["algorithm"]["algorithm"].native == "rsaes_oaep":
+        numbers = info["public_key"].parsed.native
+        return verify_allowed(rsa.RSAPublicNumbers(numbers["public_exponent"], numbers["modulus"]).public_key())
+    try:
+        return verify_allowed(load_der_public_key(info.dump()))
+    except UnsupportedAlgorithm as error:
+        raise AlgorithmRefused(expected="RSA, P-256 or P-384", actual="another kind of key") from error
+
+
+def _lenient_alternative_names(names: asn1.Asn1Value) -> Iterator[tuple[str, str]]:
+    for name in names:
+        if name.name != "directory_name":
+            continue
+        for relative in name.chosen.chosen:
+            for attribute in relative:
+                yield attribute["type"].dotted, str(attribute["value"].native)

@@ -1,0 +1,249 @@
+"""Is this a genuine TPM that the model's policy trusts? Checks 2 to 4 (docs/protocol.md, section 1).
+
+TCG EK Credential Profile for TPM Family 2.0, version 2.5. No URL of a certificate is ever fetched (check 4): nothing
+here can.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from provisioning.attestation.certificates import (
+    TPM_MANUFACTURER,
+    TPM_MODEL,
+    TPM_VERSION,
+    Certificate,
+    name_text,
+    parse_certificate,
+    verify_issued,
+)
+from provisioning.attestation.keys import PublicKey, key_id, public_key_of, spki
+from provisioning.attestation.policy import EkRoot, Policy, normal_manufacturer
+from provisioning.attestation.structures import (
+    DECRYPT,
+    FIXED_PARENT,
+    FIXED_TPM,
+    RESTRICTED,
+    SENSITIVE_DATA_ORIGIN,
+    SHA256,
+    SHA384,
+    SIGN,
+    attribute_names,
+    parse_public,
+)
+from provisioning.refusals import (
+    AlgorithmRefused,
+    EkCertificateExpired,
+    EkCertificateUnfit,
+    EkChainRefused,
+    EkManufacturerRefused,
+    EkPublicNotRegistered,
+    Finding,
+    RequestMalformed,
+    SoftwareTpmRefused,
+)
+from wire.messages import EnrollmentRequest
+
+EK_CERTIFICATE = "2.23.133.8.1"
+"""tcg-kp-EKCertificate (EK Credential Profile, 3.2.16)."""
+CLOCK_SKEW = timedelta(minutes=5)
+"""A TPM that was made a moment ago may come from a clock that is a little ahead."""
+_EK_ATTRIBUTES = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED | DECRYPT
+
+# Makers and models of TPMs that are programs: swtpm, libtpms, IBM's and Microsoft's simulators.
+_SOFTWARE_MANUFACTURERS = frozenset({"id:00001014", "id:49424D00", "id:49424D20", "id:53570000", "id:58434720"})
+_SOFTWARE_MODELS = ("swtpm", "libtpms", "simulator")
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedEk:
+    """An EK that the policy trusts. Nothing yet proves that the caller holds it: see `credential`.
+
+    `name_alg` and `symmetric_bits` are those of the TCG's standard template for the key (check 3). `trust` says on
+    what the trust rests: a manufacturer's certificate, or a registration of the bare key.
+    """
+
+    ek_id: str
+    public_key: PublicKey
+    name_alg: int
+    symmetric_bits: int
+    trust: Literal["certificate", "registered-key"]
+    manufacturer: str
+    model: str
+    version: str
+    findings: tuple[Finding, ...]
+
+
+def ek_id_of(certificate: bytes) -> str:
+    """The key id of the certificate's key; to look a record up, not to believe anything.
+
+    Raises: CertificateMalformed, AlgorithmRefused, WeakKey.
+    """
+    return key_id(spki(parse_certificate(certificate).public_key))
+
+
+def ek_id_of_public(public: bytes) -> str:
+    """The same for a TPMT_PUBLIC. Raises: StructureMalformed, AlgorithmRefused, WeakKey."""
+    return key_id(spki(public_key_of(parse_public(public))))
+
+
+def verify_endorsement(
+    request: EnrollmentRequest, policy: Policy, now: datetime, registered_key: str | None = None
+) -> TrustedEk:
+    """The EK, if its certificate chains to a root of the policy, or its very key was registered.
+
+    `registered_key` is the key id (`ek_id_of_public`) of a device that was registered without a certificate.
+
+    Not proven: possession (check 7), and that the TPM is not cleared, cloned or next to another machine.
+
+    Raises: RequestMalformed, CertificateMalformed, StructureMalformed, AlgorithmRefused, WeakKey, EkCertificateUnfit,
+    EkChainRefused, EkManufacturerRefused, SoftwareTpmRefused, EkCertificateExpired, EkPublicNotRegistered.
+    """
+    if (request.ek_certificate is None) == (request.ek_public is None):
+        raise RequestMalformed(expected="either ek_certificate or ek_public", actual="both, or neither")
+    if request.ek_certificate is not None:
+        return _verify_certified(request.ek_certificate, request.ek_intermediates, policy, now)
+    return _verify_registered(request.ek_public or b"", registered_key)
+
+
+def _verify_certified(der: bytes, intermediates: tuple[bytes, ...], policy: Policy, now: datetime) -> TrustedEk:
+    # (2) an EK certificate, by its own words
+    certificate = parse_certificate(der)
+    manufacturer, model, version = _verify_profile(certificate, now)
+    # (2) and by the words of a root that this policy names, which may speak for that manufacturer
+    pool = tuple(map(parse_certificate, intermediates))
+    chain, root = _verify_chain(certificate, pool, policy.ek_roots)
+    if manufacturer not in root.manufacturers:
+        allowed = ", ".join(sorted(root.manufacturers))
+        raise EkManufacturerRefused(
+            expected=f"{name_text(root.certificate.subject)} for {allowed}", actual=manufacturer
+        )
+    software = manufacturer in _SOFTWARE_MANUFACTURERS or any(word in model.lower() for word in _SOFTWARE_MODELS)
+    if software and not policy.software_tpm:
+        raise SoftwareTpmRefused(expected="a hardware TPM", actual=f"{manufacturer} {model}")
+    findings = [
+        Finding("manufacturer CA", "valid today", f"{name_text(ca.subject)} expired on {ca.not_after:%Y-%m-%d}")
+        for ca in (*chain, root.certificate)
+        if ca.not_after < now
+    ]
+    if certificate.not_after < now:
+        if policy.expired_ek == "refuse":
+            raise EkCertificateExpired(expected=f"valid at {now:%Y-%m-%d}", actual=f"{certificate.not_after:%Y-%m-%d}")
+        findings.append(Finding("EK certificate", "valid today", f"expired on {certificate.not_after:%Y-%m-%d}"))
+    # (3) the public area is ours: the certificate's key in the standard template
+    name_alg, symmetric_bits = _template(certificate.public_key)
+    ek_id = key_id(spki(certificate.public_key))
+    return TrustedEk(
+        *(ek_id, certificate.public_key, name_alg, symmetric_bits, "certificate"),
+        *(manufacturer, model, version, tuple(findings)),
+    )
+
+
+def _verify_registered(public: bytes, registered_key: str | None) -> TrustedEk:
+    """(3) A bare key counts only where exactly it was registered; what else the device says of it does not matter."""
+    area = parse_public(public)
+    key = public_key_of(area)
+    ek_id = key_id(spki(key))
+    if ek_id != registered_key:
+        raise EkPublicNotRegistered(expected=registered_key or "a registered key", actual=ek_id)
+    name_alg, symmetric_bits = _template(key)
+    if area.attributes & (_EK_ATTRIBUTES | SIGN) != _EK_ATTRIBUTES:
+        raise AlgorithmRefused(expected=attribute_names(_EK_ATTRIBUTES), actual=attribute_names(area.attributes))
+    if (area.name_alg, area.symmetric_bits) != (name_alg, symmetric_bits):
+        raise AlgorithmRefused(expected="the TCG's template for this key", actual="another name algorithm or cipher")
+    return TrustedEk(ek_id, key, name_alg, symmetric_bits, "registered-key", "", "", "", ())
+
+
+def _verify_profile(certificate: Certificate, now: datetime) -> tuple[str, str, str]:
+    """(2) Key usage, extended key usage, no CA, and who made what (EK Credential Profile, 3.2). Every mismatch."""
+    usage = "key_encipherment" if isinstance(certificate.public_key, rsa.RSAPublicKey) else "key_agreement"
+    findings = []
+    if certificate.is_ca:
+        findings.append(Finding("basic constraints", "no CA", "a CA"))
+    if usage not in (certificate.key_usage or ()):
+        findings.append(Finding("key usage", usage, ", ".join(sorted(certificate.key_usage or ())) or "none"))
+    if EK_CERTIFICATE not in certificate.extended_key_usage:
+        actual = ", ".join(sorted(certificate.extended_key_usage)) or "none"
+        findings.append(Finding("extended key usage", EK_CERTIFICATE, actual))
+    for oid, name in ((TPM_MANUFACTURER, "manufacturer"), (TPM_MODEL, "model"), (TPM_VERSION, "version")):
+        if not certificate.tpm.get(oid):
+            findings.append(Finding("subject alternative name", f"the TPM's {name}", "none"))
+    if certificate.unhandled:
+        findings.append(Finding("critical extensions", "known ones", ", ".join(certificate.unhandled)))
+    if certificate.not_before > now + CLOCK_SKEW:
+        findings.append(Finding("validity", f"begun by {now:%Y-%m-%d}", f"from {certificate.not_before:%Y-%m-%d}"))
+    if findings:
+        first = findings[0]
+        raise EkCertificateUnfit(
+            expected=f"{first.what}: {first.expected}", actual=first.actual, findings=tuple(findings)
+        )
+    manufacturer = normal_manufacturer(certificate.tpm[TPM_MANUFACTURER])
+    return manufacturer, certificate.tpm[TPM_MODEL], certificate.tpm[TPM_VERSION]
+
+
+def _verify_chain(
+    leaf: Certificate, pool: tuple[Certificate, ...], roots: tuple[EkRoot, ...]
+) -> tuple[tuple[Certificate, ...], EkRoot]:
+    """(2) The intermediates that lead to a root of the policy, and that root; each signed and fit at the EK's birth."""
+    reasons: list[str] = []
+    found = _climb(leaf, leaf.not_before, pool, roots, reasons)
+    if found is None:
+        told = "; ".join(dict.fromkeys(reasons)) or f"no certificate of its issuer, {name_text(leaf.issuer)}"
+        raise EkChainRefused(expected=f"a chain to one of {len(roots)} roots of the policy", actual=told)
+    return found
+
+
+def _climb(
+    child: Certificate,
+    born: datetime,
+    pool: tuple[Certificate, ...],
+    roots: tuple[EkRoot, ...],
+    reasons: list[str],
+    depth: int = 0,
+) -> tuple[tuple[Certificate, ...], EkRoot] | None:
+    """Depth first. Each intermediate is used once, so the messages' cap on them bounds the work."""
+    for root in roots:
+        if root.certificate.subject == child.issuer and _may_issue(root.certificate, child, born, depth, reasons):
+            return (), root
+    for number, candidate in enumerate(pool):
+        if candidate.subject == child.issuer and _may_issue(candidate, child, born, depth, reasons):
+            rest = pool[:number] + pool[number + 1 :]
+            if above := _climb(candidate, born, rest, roots, reasons, depth + 1):
+                return (candidate, *above[0]), above[1]
+            reasons.append(f"no certificate of the issuer {name_text(candidate.issuer)}")
+    return None
+
+
+def _may_issue(ca: Certificate, child: Certificate, born: datetime, depth: int, reasons: list[str]) -> bool:
+    """Was it a CA at the EK's birth, with so many CAs below it, and did it sign this (RFC 5280, 6.1.4, 6.1.3)?"""
+    why: str | None = None
+    if not ca.is_ca or (ca.key_usage is not None and "key_cert_sign" not in ca.key_usage):
+        why = "is no certificate authority"
+    elif ca.path_length is not None and depth > ca.path_length:
+        why = f"allows {ca.path_length} authorities below it, not {depth}"
+    elif ca.unhandled:
+        why = f"has critical extensions that nobody here understands: {', '.join(ca.unhandled)}"
+    elif not ca.not_before <= born <= ca.not_after:
+        why = f"was valid from {ca.not_before:%Y-%m-%d} to {ca.not_after:%Y-%m-%d}, the EK was made on {born:%Y-%m-%d}"
+    elif refused := verify_issued(child, ca):
+        why = f"did not issue {name_text(child.subject)}: {refused}"
+    if why is not None:
+        reasons.append(f"{name_text(ca.subject)} {why}")
+    return why is None
+
+
+def _template(key: PublicKey) -> tuple[int, int]:
+    """Name algorithm and AES bits of the standard template for such a key (EK Credential Profile, B.3, B.4).
+
+    L-1, H-1 (RSA-2048) and L-2, H-2 (P-256): SHA-256, AES-128. H-6 (RSA-3072) and H-3 (P-384): SHA-384, AES-256.
+    """
+    size = key.key_size
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return (SHA384, 256) if size == 384 else (SHA256, 128)  # noqa: PLR2004  the curve's name
+    if size == 2048:  # noqa: PLR2004  the template's name
+        return SHA256, 128
+    if size == 3072:  # noqa: PLR2004  the template's name
+        return SHA384, 256
+    raise AlgorithmRefused(expected="an EK of RSA-2048, RSA-3072, P-256 or P-384", actual=f"RSA-{size}")

@@ -1,0 +1,209 @@
+"""The one straight line over all checks of a device's evidence. The numbers are those of docs/protocol.md, section 1.
+
+An enrollment reads: `endorsement.verify_endorsement` (2 to 4), `verify_attestation_key` (1, 5),
+`credential.make_credential` (6); then, with the device's answer, `verify_activation` (7) and `verify_evidence`
+(9 to 17, 19). Checks 8, 18, 20 and the other half of 19 are the database's.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from provisioning.attestation.appraisal import appraise
+from provisioning.attestation.attestation_key import AttestationKey, verify_attestation_key
+from provisioning.attestation.eventlog import EventLog, parse_event_log, verify_replay
+from provisioning.attestation.policy import Policy
+from provisioning.attestation.quote import TpmState, VerifiedPcrs, verify_continuity, verify_firmware, verify_quote
+from provisioning.attestation.residency import ResidentKey, verify_residency
+from provisioning.issuance.csr import AcceptedCsr, verify_csr
+from provisioning.refusals import (
+    ActivationProofWrong,
+    AnswersAnotherChallenge,
+    BootLogMalformed,
+    BootLogMissing,
+    Finding,
+)
+from wire.binding import Flow, Part, activation_proof, binding
+from wire.messages import Attestation, BootLogRule, Evidence, Pcrs, PcrSelection, PlatformEvidence
+
+__all__ = [
+    "ActivatedChallenge",
+    "OpenChallenge",
+    "TpmState",
+    "VerifiedEvidence",
+    "VerifiedPlatform",
+    "verify_activation",
+    "verify_attestation_key",
+    "verify_evidence",
+    "verify_platform",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenChallenge:
+    """What the server stored when it challenged: to whom, for what, and the secret in the credential."""
+
+    flow: Flow
+    enrollment_id: str
+    audience: str
+    nonce: bytes
+    secret: bytes
+    ak_public: bytes
+    pcr_selection: PcrSelection
+    boot_log: BootLogRule
+    ek_id: str
+
+    def __repr__(self) -> str:
+        """Without the secret: it must not reach a log or a traceback."""
+        return f"OpenChallenge(flow={self.flow!r}, enrollment_id={self.enrollment_id!r}, ek_id={self.ek_id!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class ActivatedChallenge:
+    """A challenge that the TPM of its EK answered, with this CSR: whatever else is wrong is that device's own doing."""
+
+    challenge: OpenChallenge
+    ak: AttestationKey
+    csr: bytes
+
+    def bound(self, part: Part) -> bytes:
+        """The bytes that the TPM must have signed into this part of the evidence."""
+        return _bound(self.challenge, part, self.ak, self.csr)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPlatform:
+    """A platform that the policy accepts. `findings` are what an operator should know although it passed."""
+
+    pcrs: VerifiedPcrs
+    tpm: TpmState
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedEvidence:
+    """A platform that the policy accepts, and a key in its TPM that asks for a certificate."""
+
+    pcrs: VerifiedPcrs
+    key: ResidentKey
+    csr: AcceptedCsr
+    tpm: TpmState
+    findings: tuple[Finding, ...]
+
+
+def verify_activation(proof: bytes, csr: bytes, challenge: OpenChallenge) -> ActivatedChallenge:
+    """(7) Did the TPM that holds the challenged EK open the credential for the challenged AK? In constant time.
+
+    `csr` is DER, empty for an attest command. Single use and the counting of attempts are the caller's.
+
+    Raises: ActivationProofWrong, and what `verify_attestation_key` raises.
+    """
+    ak = verify_attestation_key(challenge.ak_public)
+    expected = activation_proof(challenge.secret, _bound(challenge, "activate", ak, csr))
+    if not hmac.compare_digest(expected, proof):
+        raise ActivationProofWrong  # neither value goes into it: the expected one never leaves the server
+    return ActivatedChallenge(challenge, ak, csr)
+
+
+def verify_evidence(
+    evidence: Evidence,
+    boot_log: bytes | None,
+    challenge: ActivatedChallenge,
+    policy: Policy,
+    previous: TpmState | None,
+    release_values: Mapping[int, frozenset[bytes]],
+) -> VerifiedEvidence:
+    """Everything that a certificate rests on, or the refusal that names the first check that failed.
+
+    `boot_log` is the log itself, from the message or from an upload. `previous` is what this AK showed last.
+    `release_values` are PCR values, in the challenge's bank, of a release that is being rolled out to this device.
+
+    Not proven: that the device is the machine the TPM was built into, and that no other device has the key (19).
+
+    Raises: a Refusal of the checks 1, 5, 9 to 17 or 19.
+    """
+    # (7) the answer to the challenge was made for this very request
+    if evidence.csr != challenge.csr:
+        raise AnswersAnotherChallenge(expected=challenge.bound("certify"), actual="evidence with another CSR")
+    # (9 to 12) these PCR values are the TPM's
+    pcrs = _verify_pcrs(evidence.quote, evidence.pcrs, challenge)
+    # (9 to 11, 14, 19) this key is in the TPM
+    bound = challenge.bound("certify")
+    ek_id = challenge.challenge.ek_id
+    key = verify_residency(evidence.certify, evidence.device_public, challenge.ak, bound, ek_id)
+    # (15) and its holder asks for a certificate
+    csr = verify_csr(evidence.csr, key.spki)
+    # (13, 16, 17) the TPM is the one we know, and what booted is acceptable
+    log = _verify_boot_log(boot_log, evidence.boot_log_sha256, challenge.challenge.boot_log, pcrs)
+    findings = _verify_state(pcrs, log, policy, previous, release_values)
+    return VerifiedEvidence(pcrs, key, csr, pcrs.tpm, findings)
+
+
+def verify_platform(
+    evidence: PlatformEvidence,
+    boot_log: bytes | None,
+    challenge: ActivatedChallenge,
+    policy: Policy,
+    previous: TpmState | None,
+    release_values: Mapping[int, frozenset[bytes]],
+) -> VerifiedPlatform:
+    """The same line without a key and a request: what an attest command asks for.
+
+    Raises: a Refusal of the checks 1, 5, 9 to 13, 16 or 17.
+    """
+    if challenge.csr:
+        raise AnswersAnotherChallenge(expected="an attest challenge", actual="one that was activated with a CSR")
+    pcrs = _verify_pcrs(evidence.quote, evidence.pcrs, challenge)
+    log = _verify_boot_log(boot_log, evidence.boot_log_sha256, challenge.challenge.boot_log, pcrs)
+    findings = _verify_state(pcrs, log, policy, previous, release_values)
+    return VerifiedPlatform(pcrs, pcrs.tpm, findings)
+
+
+def _verify_pcrs(quote: Attestation, reported: Pcrs, challenge: ActivatedChallenge) -> VerifiedPcrs:
+    selection = challenge.challenge.pcr_selection
+    return verify_quote(quote, reported, selection, challenge.ak, challenge.bound("quote"))
+
+
+def _verify_boot_log(
+    data: bytes | None, digest: bytes | None, rule: BootLogRule, pcrs: VerifiedPcrs
+) -> EventLog | None:
+    """(13) The log, once it replays to the quoted PCRs: before that nothing in it is believed."""
+    if rule == "none":
+        return None
+    if data is None:
+        if rule == "required":
+            raise BootLogMissing(expected="a boot log", actual="none")
+        return None
+    if digest is not None and hashlib.sha256(data).digest() != digest:
+        raise BootLogMalformed(expected=digest, actual=hashlib.sha256(data).digest())
+    log = parse_event_log(data)
+    verify_replay(log, pcrs.bank, pcrs.values)
+    return log
+
+
+def _verify_state(
+    pcrs: VerifiedPcrs,
+    log: EventLog | None,
+    policy: Policy,
+    previous: TpmState | None,
+    release_values: Mapping[int, frozenset[bytes]],
+) -> tuple[Finding, ...]:
+    # (16) its counters and clock went on from where they were
+    verify_continuity(pcrs.tpm, previous)
+    # (17) its firmware is not known to be bad
+    verify_firmware(pcrs.tpm, policy.min_tpm_firmware)
+    # (13) and the policy names what it booted
+    return appraise(pcrs, log, policy, release_values)
+
+
+def _bound(challenge: OpenChallenge, part: Part, ak: AttestationKey, csr: bytes) -> bytes:
+    return binding(
+        challenge.flow,
+        part,
+        audience=challenge.audience,
+        nonce=challenge.nonce,
+        csr=csr,
+        ak_name=ak.name,
+        enrollment_id=challenge.enrollment_id,
+    )
