@@ -239,8 +239,8 @@ class Module:
         for slot in self._library.get_slots(token_present=True):
             try:
                 yield slot.get_token()
-            except (pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
-                continue  # pulled out between the two calls: the same as absent
+            except (pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised, pkcs11.GeneralError):
+                continue  # pulled out; SoftHSM's GeneralError: its files are gone, and only a reload forgets it
 
     def _finalize(self) -> None:
         status = self._call(_FINALIZE, None)

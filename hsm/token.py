@@ -1,80 +1,21 @@
-"""One token, opened once a process: log in once, a pool of sessions, and recovery without restart.
+"""One PKCS#11 token and the keys in it, opened once a process."""
 
-Laws. A session is used by one thread at a time. Nobody is inside the module while it is reloaded. Whatever was made
-before a reload (sessions, handles) is never used after it. A PIN that was refused once is never tried again.
-"""
-
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import ec
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 
-from hsm.errors import (
-    HsmError,
-    KeyExists,
-    KeyNotFound,
-    KeyUnsupported,
-    PinUnreadable,
-    TokenRefused,
-    TokenUnavailable,
-    WrongPin,
-)
+from hsm.errors import KeyExists, KeyNotFound, KeyUnsupported
 from hsm.key import HsmEcKey
-from hsm.module import Module, ModuleSettings, serial_of
+from hsm.module import ModuleSettings
 from hsm.objects import PARAMETERS, EcKeyReference, KeyInfo, bind_private_key, describe_key, find_ec_key, find_keys
-
-T = TypeVar("T")
+from hsm.sessions import LOST, Seat, Sessions
 
 SIGNATURE_BUFFER_BYTES = 256  # P-521 needs 132; python-pkcs11's own 8,192 cost 10 µs a signature
-SHORTEST_PAUSE_SECONDS = 0.25
-LONGEST_PAUSE_SECONDS = 4.0
-
-# What a token says that was pulled out, reset, or closed behind our back. NoSuchKey: while logged out, private keys are
-# invisible. GeneralError, DeviceError, FunctionFailed: SoftHSM whose files went away. OperationActive: a session that
-# an earlier error left in the middle of something.
-LOST = (
-    pkcs11.SessionHandleInvalid,
-    pkcs11.SessionClosed,
-    pkcs11.ObjectHandleInvalid,
-    pkcs11.KeyHandleInvalid,
-    pkcs11.UserNotLoggedIn,
-    pkcs11.DeviceRemoved,
-    pkcs11.TokenNotPresent,
-    pkcs11.TokenNotRecognised,
-    pkcs11.SlotIDInvalid,
-    pkcs11.NoSuchKey,
-    pkcs11.GeneralError,
-    pkcs11.DeviceError,
-    pkcs11.FunctionFailed,
-    pkcs11.OperationActive,
-)
-PIN_REFUSED = (
-    pkcs11.PinIncorrect,
-    pkcs11.PinInvalid,
-    pkcs11.PinLenRange,
-    pkcs11.PinExpired,
-    pkcs11.PinLocked,
-    pkcs11.UserPinNotInitialized,
-)
-
-
-@dataclass(slots=True)
-class _Seat:
-    """A session, the private keys bound to it, and how many signatures it made since it was taken."""
-
-    session: pkcs11.Session
-    module: Module
-    generation: int
-    keys: dict[tuple[str, bytes], Any] = field(default_factory=dict)
-    signatures: int = 0
 
 
 class Token:
@@ -98,22 +39,7 @@ class Token:
     ) -> None:
         self.label = label
         self.settings = settings
-        self._read_pin = read_pin
-        self._sessions = sessions
-        self._wait_seconds = wait_seconds
-        self._serial = serial
-        self._opening = threading.Lock()
-        self._module: Module | None = None
-        # Read under the module's `changed`; written under it, or while alone in the module:
-        self._login: pkcs11.Session | None = None  # closing the session that logged in logs the whole token out
-        self._seats: list[_Seat] = []
-        self._generation = 0
-        self._serving = False
-        self._signatures = 0
-        self._wrong_pin: str | None = None
-        self._failure = ""
-        self._pause_seconds = 0.0
-        self._pause_until = 0.0
+        self._sessions = Sessions(settings, label, read_pin, count=sessions, wait_seconds=wait_seconds, serial=serial)
 
     def open(self) -> None:
         """Load the module if needed and log in. Opening twice is opening once.
@@ -122,18 +48,7 @@ class Token:
             WrongPin: now or at an earlier call; the token was asked at most once. PinUnreadable: it was not asked.
             TokenNotFound, TokenAmbiguous, TokenUnavailable, ModuleUnusable; TokenExists: open here already.
         """
-        with self._opening:
-            self._refuse_wrong_pin()
-            if self._module is not None:
-                return
-            module = Module.acquire(self.settings, self.label)
-            try:
-                with module.alone(self._wait_seconds):
-                    self._log_in(module)
-            except BaseException:
-                module.release(self.label)
-                raise
-            self._module = module
+        self._sessions.open()
 
     def close(self) -> None:
         """Log out, close the sessions, and give the module back. A closed token may be opened again.
@@ -141,14 +56,7 @@ class Token:
         Raises:
             TokenUnavailable: a call hangs in the module. The token stays open; close it again later.
         """
-        with self._opening:
-            module = self._module
-            if module is None:
-                return
-            with module.alone(self._wait_seconds):
-                self._drop_sessions(module)
-                self._module = None
-            module.release(self.label)
+        self._sessions.close()
 
     def __enter__(self) -> Self:
         self.open()
@@ -165,7 +73,7 @@ class Token:
     @property
     def signatures(self) -> int:
         """How many signatures were made for callers (the probe that proves a key pair is not counted)."""
-        return self._signatures
+        return self._sessions.signatures
 
     def ec_key(self, label: str) -> HsmEcKey:
         """The EC key pair of this label, proven by a signature to be a pair.
@@ -174,26 +82,26 @@ class Token:
             KeyNotFound, KeyAmbiguous, KeyUnsupported, KeyPairMismatch; TokenUnavailable: try again later.
         """
 
-        def find(seat: _Seat) -> EcKeyReference:
+        def find(seat: Seat) -> EcKeyReference:
+            seat.require_login()
             reference = find_ec_key(seat.session, label)
             self._bound(seat, reference)
             return reference
 
-        return HsmEcKey(self, self._run(find))
+        return HsmEcKey(self, self._sessions.run(find))
 
     def keys(self) -> list[KeyInfo]:
         """All private keys of the token, by label. An empty list is believed of a fresh login only."""
 
-        def describe(seat: _Seat) -> list[KeyInfo]:
-            if self._module is None or not self._module.is_logged_in(seat.session):
-                raise pkcs11.UserNotLoggedIn
+        def describe(seat: Seat) -> list[KeyInfo]:
+            seat.require_login()
             found = find_keys(seat.session, ObjectClass.PRIVATE_KEY)
             if not found:
                 raise pkcs11.NoSuchKey("no private key at all")
             return sorted((describe_key(key) for key in found), key=lambda info: (info.label, info.id))
 
         try:
-            return self._run(describe)
+            return self._sessions.run(describe)
         except KeyNotFound:
             return []
 
@@ -209,7 +117,7 @@ class Token:
             raise KeyUnsupported("the curve is none of P-256, P-384, P-521")
         if not label or not label.isprintable():
             raise KeyUnsupported("a key label is printable text")
-        self._run(lambda seat: self._generate(seat, label, parameters))
+        self._sessions.run(lambda seat: self._generate(seat, label, parameters))
         return self.ec_key(label)
 
     def sign(self, key: EcKeyReference, digest: bytes) -> bytes:
@@ -219,93 +127,24 @@ class Token:
             TokenUnavailable: try again later. WrongPin, KeyNotFound, KeyPairMismatch, TokenRefused: do not.
         """
 
-        def sign(seat: _Seat) -> bytes:
+        def sign(seat: Seat) -> bytes:
             signature: bytes = self._bound(seat, key).sign(
                 digest, mechanism=Mechanism.ECDSA, buffer_size=SIGNATURE_BUFFER_BYTES
             )
             seat.signatures += 1
             return signature
 
-        return self._run(sign)
+        return self._sessions.run(sign)
 
-    # --- one call: take a session, work, give it back; recover and repeat once if the token was lost ------------------
-
-    def _run(self, work: Callable[[_Seat], T]) -> T:
-        seat = self._take()
-        try:
-            return self._work(seat, work)
-        except LOST:
-            self._recover(seat.generation)
-        return self._again(work)
-
-    def _again(self, work: Callable[[_Seat], T]) -> T:
-        try:
-            return self._work(self._take(), work)
-        except pkcs11.NoSuchKey as error:
-            raise KeyNotFound(f"token {self.label!r}: {error}") from error
-        except LOST as error:
-            raise TokenUnavailable(f"token {self.label!r} was lost again: {type(error).__name__}") from error
-
-    def _work(self, seat: _Seat, work: Callable[[_Seat], T]) -> T:
-        sound = True
-        try:
-            return work(seat)
-        except LOST:
-            sound = False
-            raise
-        except pkcs11.PKCS11Error as error:
-            if "not initialized" in str(error):  # CKR_CRYPTOKI_NOT_INITIALIZED has no class of its own
-                sound = False
-                raise pkcs11.SessionHandleInvalid from error
-            raise TokenRefused(f"token {self.label!r}: {type(error).__name__} {error}".rstrip()) from error
-        finally:
-            self._give_back(seat, sound=sound)
-
-    def _take(self) -> _Seat:
-        while True:
-            module = self._opened_module()
-            module.refuse_after_fork()
-            with module.changed:
-                if not module.changed.wait_for(partial(self._is_decided, module), self._wait_seconds):
-                    raise TokenUnavailable(f"token {self.label!r}: no session became free in {self._wait_seconds} s")
-                stale = self._generation
-                if self._serves(module):
-                    module.busy += 1
-                    return self._seats.pop()
-            self._recover(stale)
-
-    def _opened_module(self) -> Module:
-        module = self._module
-        if module is None:
-            raise TokenUnavailable(f"token {self.label!r} is not open")
-        return module
-
-    def _serves(self, module: Module) -> bool:
-        return self._serving and self._generation == module.generation
-
-    def _is_decided(self, module: Module) -> bool:
-        """Can a waiting thread go on, with a session or into a recovery?"""
-        if module.is_alone:
-            return False
-        return not self._serves(module) or (bool(self._seats) and module.busy < module.limit)
-
-    def _give_back(self, seat: _Seat, *, sound: bool) -> None:
-        with seat.module.changed:
-            seat.module.busy -= 1
-            self._signatures += seat.signatures
-            seat.signatures = 0
-            if sound and seat.generation == self._generation:
-                self._seats.append(seat)
-            seat.module.changed.notify_all()
-
-    def _bound(self, seat: _Seat, key: EcKeyReference) -> Any:  # noqa: ANN401 (a class that python-pkcs11 makes at run time)
+    def _bound(self, seat: Seat, key: EcKeyReference) -> Any:  # noqa: ANN401 (a class that python-pkcs11 makes at run time)
         name = (key.label, key.id)
         if name not in seat.keys:
+            seat.require_login()
             seat.keys[name] = bind_private_key(seat.session, key, copy=self.settings.session_copies)
         return seat.keys[name]
 
-    def _generate(self, seat: _Seat, label: str, parameters: bytes) -> None:
-        # Logged out, the search finds nothing, but then C_GenerateKeyPair is refused as well.
+    def _generate(self, seat: Seat, label: str, parameters: bytes) -> None:
+        seat.require_login()
         for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
             if find_keys(seat.session, kind, label=label):
                 raise KeyExists(f"token {self.label!r} already has a key {label!r}")
@@ -321,85 +160,5 @@ class Token:
                 public_template={Attribute.MODIFIABLE: False},
             )
         finally:
-            with suppress(*LOST):  # a session that is lost needs no closing
-                session.close()
-
-    # --- recovery: one at a time, alone in the module ---------------------------------------------------------------
-
-    def _recover(self, seen: int) -> None:
-        """Renew sessions that were made in generation `seen`; if another thread did it meanwhile, that is enough."""
-        self._refuse_early()
-        module = self._opened_module()
-        with module.alone(self._wait_seconds):
-            if self._opened_module() is not module or (self._serves(module) and self._generation != seen):
-                return
-            self._refuse_early()
-            self._serving = False
-            try:
-                # Another token's recovery may have reloaded the module already.
-                if not module.initialized or self._generation == module.generation:
-                    module.reload()
-                self._log_in(module)
-            except HsmError as error:
-                self._pause(str(error))
-                raise
-
-    def _log_in(self, module: Module) -> None:
-        self._generation = module.generation
-        try:
-            token = module.find_token(self.label, self._serial)
-            self._login = self._logged_in_session(token)
-            seats = [_Seat(token.open(), module, module.generation) for _ in range(self._sessions)]
-        except pkcs11.PKCS11Error as error:
-            reason = f"{type(error).__name__} {error}".rstrip()
-            raise TokenUnavailable(f"token {self.label!r} does not log in: {reason}") from error
-        self._serial = serial_of(token)  # from now on only this very token will do
-        self._seats = seats
-        self._serving = True
-        self._pause_seconds = self._pause_until = 0.0
-
-    def _logged_in_session(self, token: pkcs11.Token) -> pkcs11.Session:
-        # The PIN is in no local variable, and the errors below are raised outside `except`: no traceback and no
-        # exception context leads to it (UnicodeEncodeError would carry the whole text).
-        try:
-            return token.open(user_pin=self._fresh_pin())
-        except PIN_REFUSED as error:
-            refused = type(error).__name__
-        except UnicodeEncodeError:
-            refused = ""
-        if not refused:
-            raise PinUnreadable(f"the PIN of token {self.label!r} cannot be written in UTF-8")
-        self._wrong_pin = f"token {self.label!r} refused the PIN ({refused}); it is not tried again by this process"
-        raise WrongPin(self._wrong_pin)
-
-    def _fresh_pin(self) -> str:
-        try:
-            pin = self._read_pin()
-        except OSError as error:
-            raise PinUnreadable(f"the PIN of token {self.label!r} cannot be read: {error}") from error
-        if not pin:
-            raise PinUnreadable(f"the PIN of token {self.label!r} is empty")
-        return pin
-
-    def _refuse_wrong_pin(self) -> None:
-        if self._wrong_pin is not None:
-            raise WrongPin(self._wrong_pin)
-
-    def _refuse_early(self) -> None:
-        self._refuse_wrong_pin()
-        if time.monotonic() < self._pause_until:
-            raise TokenUnavailable(self._failure)
-
-    def _pause(self, failure: str) -> None:
-        self._failure = failure
-        self._pause_seconds = min(max(2 * self._pause_seconds, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-        self._pause_until = time.monotonic() + self._pause_seconds
-
-    def _drop_sessions(self, module: Module) -> None:
-        seats, self._seats, login, self._login = self._seats, [], self._login, None
-        self._serving = False
-        if self._generation != module.generation:
-            return  # a reload has closed them
-        for session in (*(seat.session for seat in seats), *((login,) if login else ())):
             with suppress(*LOST):  # a session that is lost needs no closing
                 session.close()
