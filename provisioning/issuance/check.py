@@ -10,7 +10,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from provisioning.issuance.der import SHORT_FORM_BELOW
 from provisioning.issuance.profile import (
     Issuer,
-    IssuingCa,
     Ldevid,
     RootCa,
     ServiceTls,
@@ -104,8 +103,7 @@ def _expected(wanted: Wanted, issuer: Issuer | None) -> tuple[Profile, _Subject,
             return Profile.SERVICE_TLS, ((NameOID.COMMON_NAME, wanted.service_name),), extensions
         case RootCa():
             return Profile.ROOT_CA, ((NameOID.COMMON_NAME, wanted.common_name),), extensions | _ROOT
-        case IssuingCa():
-            return Profile.ISSUING_CA, ((NameOID.COMMON_NAME, wanted.common_name),), extensions | _ISSUING
+    return Profile.ISSUING_CA, ((NameOID.COMMON_NAME, wanted.common_name),), extensions | _ISSUING
 
 
 def _names(*names: tuple[type[x509.GeneralName], object]) -> _Extensions:

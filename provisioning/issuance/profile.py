@@ -173,8 +173,7 @@ def _content(wanted: Wanted) -> tuple[Profile, bytes, bytes]:
             return Profile.SERVICE_TLS, _named(wanted.service_name), _END_ENTITY_SERVER + _alternative_names(names)
         case RootCa():
             return Profile.ROOT_CA, _named(wanted.common_name), _ca(der.TRUE)
-        case IssuingCa():
-            return Profile.ISSUING_CA, _named(wanted.common_name), _ca(der.TRUE + der.integer(0))
+    return Profile.ISSUING_CA, _named(wanted.common_name), _ca(der.TRUE + der.integer(0))
 
 
 def _named(common_name: str) -> bytes:
