@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +26,7 @@ class _Stopped(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 it failed (one line on stderr), 2 usage."""
+    os.environ.setdefault("TSS2_LOG", "all+none")  # libtss2 would add lines of its own to ours
     chosen = _parser().parse_args(arguments)
     try:
         return _COMMANDS[chosen.command](chosen)
@@ -65,7 +68,7 @@ def _create(chosen: argparse.Namespace) -> int:
 
 
 def _boot(chosen: argparse.Namespace) -> int:
-    device = VirtualDevice(chosen.directory)
+    device = VirtualDevice(chosen.directory, clock=chosen.clock)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
@@ -116,7 +119,18 @@ def _parser() -> argparse.ArgumentParser:
 
     boot = commands.add_parser("boot", help="power a device on and keep it running until SIGTERM")
     boot.add_argument("directory", type=Path)
+    boot.add_argument("--clock", type=_time, metavar="TIME", help="where its clock starts, as 1970-01-01T00:00:00Z")
     return parser
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as malformed:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 1970-01-01T00:00:00Z") from malformed
+    if time.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} does not name its zone (Z is UTC)")
+    return time
 
 
 if __name__ == "__main__":

@@ -115,12 +115,14 @@ class VirtualTpm:
         """Shut down in order (TPM2_Shutdown(CLEAR)), then take the power away. Nothing happens if it is off."""
         if self._manager is None or self._process is None:
             return
-        if self.running:
-            with self.esapi() as tpm:
-                tpm.shutdown(TPM2_SU.CLEAR)
-        self._manager.close()
-        stop_child(self._process, STOP_TIMEOUT_SECONDS)
-        self._ended()
+        try:
+            if self.running:
+                with self.esapi() as tpm:
+                    tpm.shutdown(TPM2_SU.CLEAR)
+        finally:
+            self._manager.close()
+            stop_child(self._process, STOP_TIMEOUT_SECONDS)
+            self._ended()
 
     def power_cut(self) -> None:
         """Take the power away at once: no TPM2_Shutdown, whatever was not written is lost."""

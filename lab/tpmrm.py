@@ -85,7 +85,8 @@ class ResourceManager:
                     if key.fileobj is self._woken:
                         return
                     if isinstance(key.data, _Connection):
-                        self._read(key.data)
+                        if key.data.connection.fileno() != -1:  # not dropped by an earlier event of this round
+                            self._read(key.data)
                     elif isinstance(key.data, _Process):
                         self._process_ended(key.data)
                     elif isinstance(key.fileobj, socket.socket):
@@ -120,6 +121,10 @@ class ResourceManager:
         return self._processes[pid].space
 
     def _process_ended(self, process: _Process) -> None:
+        # A command that still waits to be read would load objects for nobody.
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, _Connection) and key.data.space is process.space:
+                self._drop(key.data)
         self._selector.unregister(process.pidfd)
         os.close(process.pidfd)
         self._tpm.close(process.space)

@@ -4,6 +4,7 @@ Its folder: `device.json` (name), `tpm/` (state), `slots/` (see `lab.slots`), `b
 agent's data directory with `agent.toml` and `anchor.json`).
 """
 
+import contextlib
 import json
 import os
 import re
@@ -70,12 +71,20 @@ def create_device(directory: Path, image: bytes, ek_ca: EkCa, settings: DeviceSe
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise DeviceFailure(f"{directory} is not empty")
-    ek_ca.make_tpm(directory / "tpm", settings.name)
-    create_slots(directory / "slots", image)
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, directory)  # nothing half-made stays
+        pems = _make(directory, image, ek_ca, settings, hardware)
+        undo.pop_all()
+    return pems
+
+
+def _make(directory: Path, image: bytes, ek_ca: EkCa, settings: DeviceSettings, hardware: str) -> dict[str, Path]:
     agent = directory / "agent"
     agent.mkdir(mode=0o700)
     if settings.anchor is not None:
         shutil.copyfile(settings.anchor, agent / "anchor.json")
+    create_slots(directory / "slots", image)
+    ek_ca.make_tpm(directory / "tpm", settings.name)
     with VirtualTpm(directory / "tpm") as tpm:
         tpm.provision_srk()
         pems = _write_ek_certificates(directory, tpm.ek_certificates())

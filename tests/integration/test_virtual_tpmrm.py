@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import socket
-import statistics
 import struct
 import subprocess
 import sys
@@ -305,9 +304,9 @@ def test_a_key_does_not_survive_a_clear_and_its_handle_reaches_nothing_else(tpm)
 def test_tpm2_tools_share_the_tpm_with_an_open_connection(tpm, tmp_path):
     with tpm.esapi() as esapi:
         keys = _load_keys(esapi, 3)
-        run = {"check": True, "capture_output": True, "cwd": tmp_path}
-        subprocess.run(["tpm2_createprimary", "-T", tpm.tcti, "-C", "o", "-c", "primary.ctx"], **run)
-        subprocess.run(["tpm2_readpublic", "-T", tpm.tcti, "-c", "primary.ctx"], **run)
+        for command in (["tpm2_createprimary", "-C", "o"], ["tpm2_readpublic"]):
+            argv = [*command, "-T", tpm.tcti, "-c", "primary.ctx"]
+            subprocess.run(argv, check=True, capture_output=True, cwd=tmp_path)
         for handle, _ in keys:
             _sign(esapi, handle)
 
@@ -329,22 +328,3 @@ def test_a_tls_handshake_with_a_key_in_the_tpm_beside_an_open_connection(tpm, tm
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["TLSv1.3 device"] * 3 + ["still loaded"]
-
-
-def test_sharing_costs_little(tpm, capsys):
-    """Shown, not asserted: how long a command takes with and without moving objects."""
-    with tpm.esapi() as esapi:
-        times = []
-        for _ in range(200):
-            start = time.perf_counter()
-            esapi.get_random(8)
-            times.append(time.perf_counter() - start)
-        keys = _load_keys(esapi, 6)
-        moved = []
-        for _ in range(10):
-            for handle, _der in keys:
-                start = time.perf_counter()
-                _sign(esapi, handle)
-                moved.append(time.perf_counter() - start)
-    with capsys.disabled():
-        print(f"\nGetRandom {statistics.median(times) * 1e6:.0f} µs, Sign with swap {statistics.median(moved) * 1e6:.0f} µs")

@@ -182,7 +182,7 @@ def test_predicted_pcrs_are_computed_by_hand():
 def test_one_changed_byte_changes_exactly_the_pcr_of_its_stage(number, pcr):
     stage = IMAGE.stages[number]
     changed = replace(stage, content=b"X" + stage.content[1:])
-    tampered = replace(IMAGE, stages=IMAGE.stages[:number] + (changed,) + IMAGE.stages[number + 1 :])
+    tampered = replace(IMAGE, stages=(*IMAGE.stages[:number], changed, *IMAGE.stages[number + 1 :]))
     before, after = measure(IMAGE).pcrs, measure(tampered).pcrs
     assert {index for index in before if before[index] != after[index]} == {pcr}
 
