@@ -11,6 +11,8 @@ class Role(StrEnum):
     """Reads: devices, policies, refusals, figures."""
     OPERATOR = "operator"
     """Acts on devices and releases: rotate, approve, revoke, assign."""
+    PUBLISHER = "publisher"
+    """Uploads releases, which count for nothing but their own signatures."""
     ADMIN = "admin"
     """Decides whom and what to trust: policies, factory stations."""
 
@@ -18,7 +20,8 @@ class Role(StrEnum):
 GRANTS: dict[Role, frozenset[Role]] = {
     Role.VIEWER: frozenset({Role.VIEWER}),
     Role.OPERATOR: frozenset({Role.VIEWER, Role.OPERATOR}),
-    Role.ADMIN: frozenset({Role.VIEWER, Role.OPERATOR, Role.ADMIN}),
+    Role.PUBLISHER: frozenset({Role.VIEWER, Role.PUBLISHER}),
+    Role.ADMIN: frozenset(Role),
 }
 """What each role may do, by the role that a route asks for."""
 

@@ -14,8 +14,9 @@ from cryptography.x509.oid import NameOID
 
 from provisioning.access import Operator
 from provisioning.db import devices, enrollments
+from provisioning.factory import StationIdentity
 from provisioning.http.exchange import Call
-from provisioning.refusals import NotAuthenticated, StationUnknown
+from provisioning.refusals import NotAuthenticated
 from wire.topics import is_device_id
 
 STATION_PREFIX = "station:"
@@ -38,14 +39,6 @@ class DeviceIdentity:
     """A device that holds the key of a certificate in force."""
 
     device: str
-    certificate_serial: str
-
-
-@dataclass(frozen=True, slots=True)
-class StationIdentity:
-    """A factory station that holds the key of its certificate in force."""
-
-    name: str
     certificate_serial: str
 
 
@@ -76,19 +69,17 @@ async def device_of(call: Call) -> DeviceIdentity:
 
 
 async def station_of(call: Call) -> StationIdentity:
-    """The calling factory station. Raises: NotAuthenticated, StationUnknown, StorageUnavailable."""
+    """The calling factory station, by a certificate in force; `factory.register` asks whether it is the newest.
+
+    Raises: NotAuthenticated, StorageUnavailable.
+    """
     client = _client_of(call)
     if not client.name.startswith(STATION_PREFIX):
         raise NotAuthenticated(expected="a factory station's certificate", actual=client.name)
-    name = client.name.removeprefix(STATION_PREFIX)
-    certificate, station = await call.service.store.read(
-        lambda tx: (enrollments.certificate_by_serial(tx, client.serial), devices.station_by_name(tx, name))
-    )
+    certificate = await call.service.store.read(lambda tx: enrollments.certificate_by_serial(tx, client.serial))
     if certificate is None or certificate.state not in _USABLE:
         raise NotAuthenticated(expected="a certificate in force", actual=_state(certificate))
-    if station is None or station.certificate_serial != client.serial:
-        raise StationUnknown(expected="the station's newest certificate", actual=client.serial)
-    return StationIdentity(name, client.serial)
+    return StationIdentity(client.name.removeprefix(STATION_PREFIX), client.serial)
 
 
 async def operator_of(call: Call) -> Operator:

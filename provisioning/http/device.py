@@ -63,7 +63,7 @@ def routes(enrollments: InFlight) -> list[Route]:
     return [
         Route("POST", "/v1/enrollments", begin),
         Route("POST", "/v1/enrollments/{id}/evidence", complete),
-        Route("POST", "/v1/factory/devices", register_devices),
+        Route("POST", "/v1/factory/devices", register_devices, detailed=True),
         Route("PUT", "/v1/logs/{sha256}", put_boot_log),
         Route("GET", "/ota/image/{name...}", image_file),
         Route("GET", "/ota/director/{name...}", device_director_file),

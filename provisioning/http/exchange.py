@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
@@ -57,13 +58,70 @@ class Call:
 
     async def read(self, most: int) -> bytes:
         """The body, at most `most` bytes, within its deadline. Raises: RequestTooLarge, TooSlow, RequestMalformed."""
-        return await _read(self.request, self.connection, most, self.service.config.limits.body_deadline_seconds)
+        self._judge_head(most)
+        content, seconds = self.request.content, self.service.config.limits.body_deadline_seconds
+        if content.is_eof():  # it came with the head: no timer
+            return self._within(most, content.read_nowait(-1))
+        body = bytearray()
+        with self._reading(seconds):
+            async with asyncio.timeout(seconds):
+                await self._invite()
+                while len(body) <= most and (chunk := await content.readany()):
+                    body += chunk
+        return self._within(most, bytes(body))
+
+    async def pieces(self, most: int) -> AsyncIterator[bytes]:
+        """The body piece by piece, each within the deadline. Raises: as `read`."""
+        self._judge_head(most)
+        content, seconds = self.request.content, self.service.config.limits.body_deadline_seconds
+        length = 0
+        with self._reading(seconds):
+            await self._invite()
+            while True:
+                async with asyncio.timeout(seconds):
+                    piece = await content.readany()
+                if not piece:
+                    return
+                length += len(piece)
+                if length > most:
+                    raise RequestTooLarge(expected=f"at most {most} bytes", actual="more")
+                yield piece
 
     async def message(self, cls: type[T], most: int) -> T:
         """The body as a message. Raises: as `read`, UnsupportedMediaType, MalformedMessage."""
         if self.request.content_type != JSON:
             raise UnsupportedMediaType(expected=JSON, actual=self.request.content_type[:100])
         return decode(cls, await self.read(most), limit=most)
+
+    def _judge_head(self, most: int) -> None:
+        if self.request.headers.get("Content-Encoding", "identity") != "identity":
+            raise UnsupportedMediaType(expected="identity", actual="a content encoding")
+        if (self.request.content_length or 0) > most:
+            raise RequestTooLarge(expected=f"at most {most} bytes", actual=self.request.content_length)
+
+    async def _invite(self) -> None:
+        """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1), once the head was judged."""
+        if self.request.headers.get("Expect", "").lower() == "100-continue":
+            await self.request.writer.write(_CONTINUE)
+            self.request.writer.output_size = 0  # the answer proper has not begun
+
+    @contextmanager
+    def _reading(self, seconds: int) -> Iterator[None]:
+        self.connection.reading_body = True
+        try:
+            yield
+        except TimeoutError as error:
+            raise TooSlow(expected=f"a body within {seconds} s", actual="less of it") from error
+        except web.RequestPayloadError as error:
+            raise RequestMalformed(expected="a whole body", actual="broken off or badly framed") from error
+        finally:
+            self.connection.reading_body = False
+
+    @staticmethod
+    def _within(most: int, body: bytes) -> bytes:
+        if len(body) > most:
+            raise RequestTooLarge(expected=f"at most {most} bytes", actual="more")
+        return body
 
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -76,18 +134,20 @@ class Route:
     method: str
     path: str
     handler: Handler
+    detailed: bool = False
+    """May its caller read expected and actual? Operators may, and stations, who must mend their own rows."""
 
 
 class Dispatcher:
     """Finds the route, calls it, and turns every refusal into a problem document. What is not listed is not there."""
 
     def __init__(
-        self, listener: str, service: Service, routes: Sequence[Route], rates: RateTable, *, detailed: bool = False
+        self, listener: str, service: Service, routes: Sequence[Route], rates: RateTable, *, challenge: str = "Bearer"
     ) -> None:
         self._listener = listener
         self._service = service
         self._rates = rates
-        self._detailed = detailed
+        self._challenge = challenge
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         self._counters: dict[tuple[str, int], Any] = {}
@@ -97,17 +157,17 @@ class Dispatcher:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         arrived = self._service.clock()
-        label = "unlisted"
+        label, detailed = "unlisted", False
         try:
             source = cast("Connection", request.protocol).source
             if (wait := self._rates.wait_seconds(source, monotonic())) > 0:
                 raise _too_many(wait)
             route, parameters = self._find(request.method, request.rel_url.raw_path)
-            label = route.path
+            label, detailed = route.path, route.detailed
             answer = await route.handler(Call(self._service, request, parameters, source, arrived))
         except (Refusal, MalformedMessage) as error:
             refusal = problems.as_refusal(error)
-            answer = problems.response(refusal, detailed=self._detailed, headers=self._extra(refusal))
+            answer = problems.response(refusal, detailed=detailed, headers=self._extra(refusal))
         self._count(label, answer.status)
         return answer
 
@@ -143,7 +203,7 @@ class Dispatcher:
         if isinstance(refusal, MethodNotAllowed):  # RFC 9110 section 15.5.6: a 405 names what is allowed
             return {"Allow": refusal.expected}
         if problems.STATUS[refusal.problem] == 401:  # noqa: PLR2004  RFC 9110 section 15.5.2: a 401 names a scheme
-            return {"WWW-Authenticate": "Bearer" if self._detailed else "ClientCertificate"}
+            return {"WWW-Authenticate": self._challenge}
         return {}
 
     def _count(self, label: str, status: int) -> None:
@@ -184,38 +244,3 @@ def _too_many(wait: float) -> TooManyRequests:
     refusal = TooManyRequests()
     refusal.retry_after_seconds = retry_after(wait)
     return refusal
-
-
-async def _read(request: web.BaseRequest, connection: Connection, most: int, seconds: int) -> bytes:
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnsupportedMediaType(expected="identity", actual="a content encoding")
-    if (request.content_length or 0) > most:
-        raise RequestTooLarge(expected=f"at most {most} bytes", actual=request.content_length)
-    content = request.content
-    try:
-        if content.is_eof():  # it came with the head: no timer
-            body = content.read_nowait(-1)
-        else:
-            body = await _read_slowly(request, connection, most, seconds)
-    except web.RequestPayloadError as error:
-        raise RequestMalformed(expected="a whole body", actual="broken off or badly framed") from error
-    if len(body) > most:
-        raise RequestTooLarge(expected=f"at most {most} bytes", actual="more")
-    return body
-
-
-async def _read_slowly(request: web.BaseRequest, connection: Connection, most: int, seconds: int) -> bytes:
-    body = bytearray()
-    connection.reading_body = True
-    try:
-        async with asyncio.timeout(seconds):
-            if request.headers.get("Expect", "").lower() == "100-continue":
-                await request.writer.write(_CONTINUE)
-                request.writer.output_size = 0  # the answer proper has not begun
-            while len(body) <= most and (chunk := await request.content.readany()):
-                body += chunk
-    except TimeoutError as error:
-        raise TooSlow(expected=f"a body within {seconds} s", actual=f"{len(body)} bytes") from error
-    finally:
-        connection.reading_body = False
-    return bytes(body)

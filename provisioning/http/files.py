@@ -15,6 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from provisioning.http.exchange import Call
 from provisioning.refusals import Busy, NotFound
 
 CHUNK = 256 * 1024
@@ -50,6 +51,24 @@ async def send_file(
         return await _send(request, opened, headers)
     finally:
         os.close(opened.descriptor)
+
+
+async def receive_file(call: Call, path: Path, most: int) -> None:
+    """The request's body as a file: whole, or not at all. Each piece has the body's deadline.
+
+    Raises: RequestTooLarge, TooSlow, RequestMalformed, Busy (the disk).
+    """
+    beside = path.with_name(f".{path.name}.{call.service.entropy(8).hex()}")
+    descriptor = await asyncio.to_thread(_create, beside)
+    try:
+        async for piece in call.pieces(most):
+            await asyncio.to_thread(_write, descriptor, piece)
+        await asyncio.to_thread(_finish, descriptor, beside, path)
+    except OSError as error:
+        raise Busy(expected="room on the disk", actual=error.strerror) from error
+    finally:
+        os.close(descriptor)
+        beside.unlink(missing_ok=True)
 
 
 def wanted_range(header: str, size: int) -> tuple[int, int] | None:
@@ -119,3 +138,24 @@ def _open(path: Path) -> _Open:
     # Files are replaced by renaming: another content is another inode.
     etag = f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"'
     return _Open(descriptor, status.st_size, etag, formatdate(status.st_mtime, usegmt=True))
+
+
+def _create(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _write(descriptor: int, piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _finish(descriptor: int, beside: Path, path: Path) -> None:
+    os.fsync(descriptor)
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,220 @@
+"""The operator listener: a table of routes, each with the role that it asks for. What is not in the table is not there.
+
+A handler gets an authenticated, authorized caller and a decoded body, calls one flow, and returns what JSON can say.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from provisioning import inventory, outbox, revoking, updates
+from provisioning.access import Operator, Role, may
+from provisioning.factory import add_station
+from provisioning.http.auth import operator_of
+from provisioning.http.exchange import Call, Route, query, reply
+from provisioning.http.files import receive_file
+from provisioning.refusals import NotAuthorized, RequestMalformed
+from wire.codec import Cap
+
+BODY_MOST = 256 * 1024
+"""Bytes of a JSON body."""
+METADATA_MOST = 4 * 1024 * 1024
+TARGET_MOST = 4 * 1024 * 1024 * 1024
+"""Bytes of one uploaded file of an image repository."""
+PAGE_MOST = 500
+
+Name = Annotated[str, Cap(128)]
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """`reason`: one of RFC 5280's, as `revoking.FINAL` names them."""
+
+    reason: Annotated[str, Cap(64)] = "unspecified"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyText:
+    """A model's policy, as `muster policy set` reads it."""
+
+    toml: Annotated[str, Cap(128 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class NewStation:
+    """`csr`: PKCS#10, DER, over the station's own key."""
+
+    name: Name
+    budget: int
+    csr: Annotated[bytes, Cap(16 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class NewAssignment:
+    """Which device, by id or serial, is to run which release."""
+
+    device: Name
+    target: Annotated[str, Cap(256)]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call whose sender is known and may make it."""
+
+    call: Call
+    operator: Operator
+    body: Any
+    """A message of the route's body type; None where it has none."""
+
+    @property
+    def name(self) -> str:
+        """What the path names."""
+        return self.call.path["name"]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorRoute:
+    """One row of the table."""
+
+    method: str
+    path: str
+    role: Role
+    handler: Callable[[Asked], Awaitable[object]]
+    body: type | None = None
+    status: int = 200
+
+
+async def _devices(asked: Asked) -> object:
+    fields = query(asked.call.request, "after", "limit")
+    return {"devices": await inventory.list_devices(asked.call.service, fields.get("after", ""), _limit(fields))}
+
+
+async def _device(asked: Asked) -> object:
+    return await inventory.show_device(asked.call.service, asked.name)
+
+
+async def _revoke(asked: Asked) -> object:
+    device = await revoking.revoke_device(asked.call.service, asked.name, asked.body.reason, by=asked.operator.name)
+    return {"device": device.id, "state": "revoked", "reason": asked.body.reason}
+
+
+async def _rotate(asked: Asked) -> object:
+    device = await outbox.order(asked.call.service, asked.name, "rotate", by=asked.operator.name)
+    return {"device": device.id, "ordered": "rotate"}
+
+
+async def _approve(asked: Asked) -> object:
+    return await inventory.approve(asked.call.service, asked.name, by=asked.operator.name)
+
+
+async def _set_policy(asked: Asked) -> object:
+    return await inventory.set_policy(asked.call.service, asked.body.toml, by=asked.operator.name)
+
+
+async def _policies(asked: Asked) -> object:
+    return {"policies": await inventory.list_policies(asked.call.service)}
+
+
+async def _policy(asked: Asked) -> object:
+    return await inventory.show_policy(asked.call.service, asked.name)
+
+
+async def _add_station(asked: Asked) -> object:
+    new, service = asked.body, asked.call.service
+    issued = await add_station(service, new.name, new.budget, new.csr, by=asked.operator.name)
+    return {"name": new.name, "budget": new.budget, "certificate": issued.der, "chain": service.authority.chain}
+
+
+async def _stations(asked: Asked) -> object:
+    return {"stations": await inventory.list_stations(asked.call.service)}
+
+
+async def _explain(asked: Asked) -> object:
+    return await inventory.explain(asked.call.service, asked.name)
+
+
+async def _certificate(asked: Asked) -> object:
+    return await inventory.show_certificate(asked.call.service, asked.name)
+
+
+async def _upload(asked: Asked) -> object:
+    kind, _, rest = asked.name.partition("/")
+    if kind not in {"metadata", "targets"} or not rest or (kind == "metadata" and "/" in rest):
+        raise RequestMalformed(expected="metadata/NAME or targets/NAME", actual=asked.name)
+    path = asked.call.service.directory.image / asked.name
+    await receive_file(asked.call, path, METADATA_MOST if kind == "metadata" else TARGET_MOST)
+    return {"stored": asked.name}
+
+
+async def _record_releases(asked: Asked) -> object:
+    await updates.record_releases(asked.call.service, by=asked.operator.name)
+    return {"releases": await inventory.list_releases(asked.call.service)}
+
+
+async def _releases(asked: Asked) -> object:
+    return {"releases": await inventory.list_releases(asked.call.service)}
+
+
+async def _assign(asked: Asked) -> object:
+    new = asked.body
+    release = await updates.assign(asked.call.service, new.device, new.target, by=asked.operator.name)
+    return {"device": new.device, "target": new.target, "version": release.version}
+
+
+async def _health(asked: Asked) -> object:
+    return {"status": "ok", **await inventory.figures(asked.call.service)}
+
+
+async def _metrics(_: Asked) -> web.Response:
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+TABLE = (
+    OperatorRoute("GET", "/api/v1/devices", Role.VIEWER, _devices),
+    OperatorRoute("GET", "/api/v1/devices/{name}", Role.VIEWER, _device),
+    OperatorRoute("POST", "/api/v1/devices/{name}/revoke", Role.OPERATOR, _revoke, Revocation),
+    OperatorRoute("POST", "/api/v1/devices/{name}/rotate", Role.OPERATOR, _rotate, status=202),
+    OperatorRoute("POST", "/api/v1/devices/{name}/approve", Role.OPERATOR, _approve),
+    OperatorRoute("PUT", "/api/v1/policies", Role.ADMIN, _set_policy, PolicyText),
+    OperatorRoute("GET", "/api/v1/policies", Role.VIEWER, _policies),
+    OperatorRoute("GET", "/api/v1/policies/{name}", Role.VIEWER, _policy),
+    OperatorRoute("POST", "/api/v1/stations", Role.ADMIN, _add_station, NewStation, 201),
+    OperatorRoute("GET", "/api/v1/stations", Role.VIEWER, _stations),
+    OperatorRoute("GET", "/api/v1/explain/{name}", Role.VIEWER, _explain),
+    OperatorRoute("GET", "/api/v1/certificates/{name}", Role.VIEWER, _certificate),
+    OperatorRoute("PUT", "/api/v1/ota/image/{name...}", Role.PUBLISHER, _upload, status=201),
+    OperatorRoute("POST", "/api/v1/ota/release", Role.PUBLISHER, _record_releases),
+    OperatorRoute("GET", "/api/v1/ota/releases", Role.VIEWER, _releases),
+    OperatorRoute("POST", "/api/v1/ota/assign", Role.OPERATOR, _assign, NewAssignment),
+    OperatorRoute("GET", "/api/v1/health", Role.VIEWER, _health),
+    OperatorRoute("GET", "/metrics", Role.VIEWER, _metrics),
+)
+
+
+def routes() -> list[Route]:
+    """The table behind its guard."""
+    return [Route(row.method, row.path, _guarded(row), detailed=True) for row in TABLE]
+
+
+def _guarded(row: OperatorRoute) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+    async def handler(call: Call) -> web.StreamResponse:
+        operator = await operator_of(call)
+        if not may(operator, row.role):
+            raise NotAuthorized(expected=f"the role {row.role}", actual=f"the role {operator.role}")
+        body: object = None
+        if row.body is not None:
+            body = await call.message(row.body, BODY_MOST)
+        answer = await row.handler(Asked(call, operator, body))
+        return answer if isinstance(answer, web.StreamResponse) else reply(answer, row.status)
+
+    return handler
+
+
+def _limit(fields: Mapping[str, str]) -> int:
+    text = fields.get("limit", "100")
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= PAGE_MOST):  # noqa: PLR2004  digits
+        raise RequestMalformed(expected=f"limit: 1 to {PAGE_MOST}", actual=text[:16])
+    return int(text)
