@@ -5,15 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection
 
-from provisioning.attestation.appraisal import Policy, parse_policy
+from provisioning.attestation.attestation_key import AttestationKey
 from provisioning.attestation.credential import make_credential
 from provisioning.attestation.endorsement import TrustedEk
-from provisioning.attestation.evidence import AttestationKey, OpenChallenge, TpmState
+from provisioning.attestation.evidence import OpenChallenge, TpmState
+from provisioning.attestation.policy import Policy, parse_policy
 from provisioning.db import devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
@@ -56,17 +56,11 @@ class Taken:
     """The stored answer, where this very evidence was accepted before."""
 
 
-@lru_cache(maxsize=256)
-def parsed_policy(text: str) -> Policy:
-    """A stored policy. It was parsed before it was stored."""
-    return parse_policy(text)
-
-
 def policy_for(row: Record | None, model: str) -> Policy:
     """Check 20: the policy in force. Raises: NoPolicyForModel."""
     if row is None:
         raise NoPolicyForModel(expected=f"a policy for model {model}", actual="none")
-    return parsed_policy(row.text)
+    return parse_policy(row.text)
 
 
 def select_bank(policy: Policy, offered: tuple[str, ...]) -> PcrSelection:
@@ -123,7 +117,13 @@ def challenge_message(service: Service, row: dict[str, Any], ek: TrustedEk) -> C
 
 
 async def take(
-    service: Service, flow: Flow, enrollment_id: str, evidence_sha256: bytes, *, arrived: datetime, device_id: str | None
+    service: Service,
+    flow: Flow,
+    enrollment_id: str,
+    evidence_sha256: bytes,
+    *,
+    arrived: datetime,
+    device_id: str | None,
 ) -> Taken:
     """Read and consume a challenge in one transaction: of two different answers exactly one is judged.
 
@@ -157,7 +157,7 @@ def _take(
     policy = devices.policy_by_id(tx, row.policy_id)
     if device is None or policy is None or (row.secret is None and row.answer is None):
         raise ChallengeUnknown(expected="an open challenge", actual="one whose device or policy is gone")
-    rules = parsed_policy(policy.text)
+    rules = parse_policy(policy.text)
     approved = device.approved_until is not None and at <= device.approved_until
     challenge = OpenChallenge(
         flow=flow,
@@ -197,9 +197,7 @@ def release_values(releases: list[Record], policy: Policy) -> dict[int, frozense
     return {pcr: frozenset(digests) for pcr, digests in found.items()}
 
 
-async def boot_log_of(
-    service: Service, taken: Taken, inline: bytes | None, by_hash: bytes | None
-) -> bytes | None:
+async def boot_log_of(service: Service, taken: Taken, inline: bytes | None, by_hash: bytes | None) -> bytes | None:
     """The boot log of an evidence message: in it, or uploaded before and named by its hash. Raises: BootLogMissing."""
     if inline is not None or by_hash is None:
         return inline

@@ -82,9 +82,7 @@ async def complete_enrollment(
         activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
         where = Refused("enroll", source, taken.device.id, taken.device.serial, enrollment_id, own=True)
         boot_log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
-        verified = verify_evidence(
-            evidence, boot_log, activated, taken.policy, taken.previous, taken.release_values
-        )
+        verified = verify_evidence(evidence, boot_log, activated, taken.policy, taken.previous, taken.release_values)
         return await _issue(service, taken, verified, received, boot_log)
     except Refusal as refusal:
         if refusal.problem not in attesting.TRANSIENT:
@@ -136,7 +134,9 @@ async def _issue(
     _same_identity(device, taken, int(now.timestamp()))
     wanted = Ldevid(device.id, device.serial, service.config.service_name, verified.csr.spki)
     order = Order(wanted, device.id, service.config.lifetimes.ldevid_days, device.id, taken.challenge.enrollment_id)
-    entry = leaf(service, "attestation", now, device=device.id, flow="enroll", evidence=hashlib.sha256(evidence).digest())
+    entry = leaf(
+        service, "attestation", now, device=device.id, flow="enroll", evidence=hashlib.sha256(evidence).digest()
+    )
 
     def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
         _same_identity(devices.by_id(tx, device.id), taken, int(now.timestamp()))
@@ -155,4 +155,3 @@ async def _issue(
 def _answer(service: Service, device_id: str, certificate: IssuedCertificate) -> Issued:
     mqtt = MqttAddress(service.config.listen.advertised_host, service.mqtt_port)
     return Issued(device_id, certificate.der, service.authority.chain, mqtt, renew_after(certificate))
-

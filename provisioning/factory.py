@@ -64,7 +64,9 @@ async def register(service: Service, station: StationIdentity, request: Registra
     rows = _rows(service, station, request.devices)
     now = service.clock()
     entries = [
-        leaf(service, "registration", now, device=row["id"], serial=row["serial"], ek=row["ek_id"], station=station.name)
+        leaf(
+            service, "registration", now, device=row["id"], serial=row["serial"], ek=row["ek_id"], station=station.name
+        )
         for row in rows
     ]
     return await service.ledger.write(lambda tx: _register(tx, station, rows, entries))
@@ -99,7 +101,9 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
     for column, what in (("serial", "a serial"), ("ek_id", "an EK")):
         values = [row[column] for row in rows]
         twice = {value for value in values if values.count(value) > 1} if len(set(values)) < len(values) else set()
-        findings += [Finding(f"devices[{n}]", f"{what} once", value) for n, value in enumerate(values) if value in twice]
+        findings += [
+            Finding(f"devices[{n}]", f"{what} once", value) for n, value in enumerate(values) if value in twice
+        ]
     if findings or not rows:
         raise RegistrationMalformed(expected="good rows", actual=f"{len(findings)} bad ones", findings=tuple(findings))
     return rows
@@ -131,4 +135,3 @@ def _register(
     for entry in entries:
         leaves.add(tx, entry)
     return Registered(tuple(row["id"] for row in rows), left)
-

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from provisioning.service import Service
-from provisioning.transparency import Leaf, leaf_of
+from provisioning.transparency import leaf_bytes, leaf_hash, leaf_of
 from wire.codec import encode
 
 
@@ -12,5 +12,5 @@ def leaf(service: Service, kind: str, now: datetime, **record: Any) -> dict[str,
     """A leaf's row, for the transaction of what it records. The salt keeps the public hash from being guessed."""
     salt = service.entropy(32)
     content = encode(record)
-    made: Leaf = leaf_of(kind, now, salt, content)
-    return {"kind": kind, "at": int(now.timestamp()), "salt": salt, "record": content, "hash": made.hash}
+    hashed = leaf_hash(leaf_bytes(leaf_of(kind, now, salt, content)))
+    return {"kind": kind, "at": int(now.timestamp()), "salt": salt, "record": content, "hash": hashed}

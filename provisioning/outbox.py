@@ -191,7 +191,9 @@ async def _challenge(service: Service, flow: Flow, device_id: str, now: datetime
         ak_public=device.ak_public,
         pcr_banks=policy.banks,
         ek_certificate=device.ek_certificate,
-        ek_intermediates=tuple(unb64url(text) for text in parse_json(device.ek_intermediates.encode(), limit=BODY_MOST)),
+        ek_intermediates=tuple(
+            unb64url(text) for text in parse_json(device.ek_intermediates.encode(), limit=BODY_MOST)
+        ),
     )
     ek = verify_endorsement(request, policy, now, device.ek_id if device.ek_trust == "key" else None)
     ak = verify_attestation_key(device.ak_public)

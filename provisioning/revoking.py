@@ -85,9 +85,7 @@ async def sign_due_crl(service: Service) -> tuple[bytes, tuple[str, ...]] | None
     listed = {row.serial for row in rows}
 
     def write(tx: Connection) -> tuple[str, ...]:
-        enrollments.add_crl(
-            tx, number=number, der=crl, this_update=at, next_update=int(next_update.timestamp())
-        )
+        enrollments.add_crl(tx, number=number, der=crl, this_update=at, next_update=int(next_update.timestamp()))
         enrollments.list_in_crl(tx, [row.serial for row in unlisted], number)
         return tuple(row.device_id for row in unlisted if row.device_id and _is_live(tx, row, listed))
 

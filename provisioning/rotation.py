@@ -79,9 +79,7 @@ async def receive(service: Service, device_id: str, envelope: bytes) -> None:
             )
 
 
-async def _authentic(
-    service: Service, device_id: str, kind: type[Message], envelope: bytes
-) -> tuple[Message, Record]:
+async def _authentic(service: Service, device_id: str, kind: type[Message], envelope: bytes) -> tuple[Message, Record]:
     """The message and the certificate whose key signed it. Raises: MessageNotAuthentic, MalformedMessage."""
     at = int(service.clock().timestamp())
     rows = await service.store.read(lambda tx: enrollments.certificates_of(tx, device_id))
@@ -161,7 +159,9 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
         await service.ledger.write(lambda tx: commands.hurry(tx, message.device, int(service.clock().timestamp())))
         return
     evidence = message.evidence
-    where = attesting.Refused("rotate", "mqtt", message.device, taken.device.serial, taken.challenge.enrollment_id, own=True)
+    where = attesting.Refused(
+        "rotate", "mqtt", message.device, taken.device.serial, taken.challenge.enrollment_id, own=True
+    )
     try:
         activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
         log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
@@ -226,7 +226,9 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
         await service.ledger.write(lambda tx: outbox.put(tx, service, answer))
         return
     evidence = message.evidence
-    where = attesting.Refused("attest", "mqtt", message.device, taken.device.serial, taken.challenge.enrollment_id, own=True)
+    where = attesting.Refused(
+        "attest", "mqtt", message.device, taken.device.serial, taken.challenge.enrollment_id, own=True
+    )
     try:
         activated = verify_activation(evidence.activation_proof, b"", taken.challenge)
         log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
@@ -235,7 +237,9 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     except Refusal as refusal:
         await _refuse(service, refusal, where, command)
         return
-    entry = leaf(service, "attestation", now, device=message.device, flow="attest", evidence=hashlib.sha256(received).digest())
+    entry = leaf(
+        service, "attestation", now, device=message.device, flow="attest", evidence=hashlib.sha256(received).digest()
+    )
 
     def write(tx: Connection) -> None:
         outcome = attesting.Outcome(received, log, verified.tpm, verified.findings, b"passed", entry)
@@ -265,9 +269,7 @@ async def _update_report(service: Service, message: UpdateReport) -> None:
         if message.state == "health_check":
             outbox.put(tx, service, outbox.Order("attest", message.device, "service"))
         if message.state == "committed":
-            devices.change(
-                tx, message.device, release_version=release.version, release_counter=release.release_counter
-            )
+            devices.change(tx, message.device, release_version=release.version, release_counter=release.release_counter)
         if message.state in FINAL_STATES:
             leaves.add(tx, entry)
 

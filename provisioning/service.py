@@ -22,6 +22,9 @@ class Keys(Protocol):
     def public(self, label: str) -> ec.EllipticCurvePublicKey:
         """The public key of that label, known since start-up."""
 
+    def key(self, label: str) -> ec.EllipticCurvePrivateKey:
+        """The key itself, for a library that signs with it on a thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class Authority:

@@ -109,9 +109,7 @@ async def _new_generation(service: Service, device_id: str) -> None:
     key = service.keys.key(DIRECTOR_KEY)
     next_one = next_version(version, now)
     named = None if assigned is None else f"{assigned.target}@{assigned.assigned_at}"
-    files = await asyncio.to_thread(
-        director_metadata, root, device_id, target, next_one, key, now, assignment=named
-    )
+    files = await asyncio.to_thread(director_metadata, root, device_id, target, next_one, key, now, assignment=named)
     text = json.dumps({name: content.decode() for name, content in files.items()})
     await service.ledger.write(lambda tx: commands.put_director_metadata(tx, device_id, next_one, text))
 
@@ -124,7 +122,9 @@ def _assigned(tx: Connection, device_id: str) -> tuple[Record | None, Record | N
 
 
 def _newest_root(service: Service) -> bytes:
-    roots = sorted((service.directory.director / "metadata").glob("*.root.json"), key=lambda p: int(p.name.split(".")[0]))
+    roots = sorted(
+        (service.directory.director / "metadata").glob("*.root.json"), key=lambda p: int(p.name.split(".")[0])
+    )
     if not roots:
         raise NotFound(expected="the Director's root", actual="none")
     return roots[-1].read_bytes()

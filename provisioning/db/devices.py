@@ -23,7 +23,10 @@ _ASSIGNED = (
 )
 _COMMITTED = (
     select(release)
-    .join(device, and_(device.c.release_version == release.c.version, device.c.release_counter == release.c.release_counter))
+    .join(
+        device,
+        and_(device.c.release_version == release.c.version, device.c.release_counter == release.c.release_counter),
+    )
     .where(device.c.id == bindparam("id"), release.c.withdrawn.is_(False))
 )
 

@@ -30,8 +30,10 @@ class AcceptedCsr:
     spki: bytes
 
 
-def verify_csr(der: bytes, certified_key_spki: bytes) -> AcceptedCsr:
+def verify_csr(der: bytes, certified_key_spki: bytes | None) -> AcceptedCsr:
     """Was this PKCS#10 request (RFC 2986) made by the holder of exactly the certified key? Check 15.
+
+    None, where no key was certified (a factory station's software key): then possession alone is proven.
 
     Raises: CsrRefused, CsrKeyNotCertified.
     """
@@ -45,7 +47,7 @@ def verify_csr(der: bytes, certified_key_spki: bytes) -> AcceptedCsr:
         if not isinstance(request.signature_hash_algorithm, _HASHES):
             raise CsrRefused(expected="a signature with SHA-256, SHA-384 or SHA-512", actual="another hash")
         spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if spki != certified_key_spki:
+        if certified_key_spki not in (None, spki):
             raise CsrKeyNotCertified(expected=certified_key_spki, actual=spki)
         proven = request.is_signature_valid
     except _HOSTILE as error:

@@ -1,0 +1,80 @@
+"""The composition root: the only place where configuration, database, HSM, clock and entropy meet."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hsm.errors import HsmError
+from provisioning.app.keys import HsmKeys, open_token
+from provisioning.config import Config, ConfigurationRefused, DataDirectory
+from provisioning.db.ledger import Ledger
+from provisioning.db.schema import verify_schema
+from provisioning.db.store import Store, open_sqlite
+from provisioning.service import Authority, Service
+
+
+def clock() -> datetime:
+    """The system's clock, UTC."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0) -> Iterator[Service]:
+    """A service with all its parts, for one process. Raises: ConfigurationRefused, HsmError."""
+    with ExitStack() as parts:
+        store, ledger = open_database(directory, config, parts)
+        keys = open_keys(directory, config)
+        parts.callback(keys.close)
+        yield Service(
+            config=config,
+            directory=directory,
+            store=store,
+            ledger=ledger,
+            keys=keys,
+            authority=load_authority(directory),
+            clock=clock,
+            entropy=os.urandom,
+            mqtt_port=mqtt_port or config.listen.mqtt_port,
+        )
+
+
+def open_database(directory: DataDirectory, config: Config, parts: ExitStack) -> tuple[Store, Ledger]:
+    """Store and ledger of an installation whose schema is this version's. Raises: ConfigurationRefused."""
+    path = directory.database(config)
+    if not path.is_file():
+        msg = f"{path}: is missing; restore it, or make a new data directory: muster init"
+        raise ConfigurationRefused(msg)
+    verify_schema(path)
+    store = Store(open_sqlite(path, read_only=True))
+    parts.callback(store.close)
+    ledger = Ledger(open_sqlite(path, read_only=False))
+    parts.callback(ledger.close)
+    return store, ledger
+
+
+def open_keys(directory: DataDirectory, config: Config) -> HsmKeys:
+    """The service's keys, logged in once. Raises: ConfigurationRefused."""
+    try:
+        token = open_token(directory, config, config.hsm.token)
+        return HsmKeys(token, config.hsm.deadline_seconds, config.hsm.sessions)
+    except (HsmError, OSError) as error:
+        msg = f"HSM token {config.hsm.token!r}: {error}; look: muster doctor"
+        raise ConfigurationRefused(msg) from error
+
+
+def load_authority(directory: DataDirectory) -> Authority:
+    """The CA certificates of an installation. Raises: ConfigurationRefused."""
+    try:
+        issuing, root = (
+            x509.load_pem_x509_certificate((directory.ca / name).read_bytes()) for name in ("issuing.pem", "root.pem")
+        )
+        issuing.verify_directly_issued_by(root)
+    except (OSError, ValueError, TypeError, InvalidSignature) as error:
+        msg = f"{directory.ca}: holds no issuing and root certificate ({type(error).__name__}); restore them"
+        raise ConfigurationRefused(msg) from error
+    return Authority(issuing, root, (issuing.public_bytes(Encoding.DER), root.public_bytes(Encoding.DER)))

@@ -1,0 +1,13 @@
+"""Alembic's entry: migrations run on the writing engine of one database."""
+
+from alembic import context
+from sqlmodel import SQLModel
+
+from provisioning.db import tables  # noqa: F401  (declares the tables)
+from provisioning.db.store import open_sqlite
+
+engine = open_sqlite(context.config.attributes["path"], read_only=False)
+with engine.begin() as connection:
+    context.configure(connection=connection, target_metadata=SQLModel.metadata, render_as_batch=True)
+    context.run_migrations()
+engine.dispose()

@@ -1,0 +1,313 @@
+"""The first tables."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "assignment",
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("target", sa.String(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("detail", sa.String(), nullable=True),
+        sa.Column("assigned_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("device_id"),
+    )
+    op.create_table(
+        "attestation",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("flow", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("policy_id", sa.Integer(), nullable=False),
+        sa.Column("ak_public", sa.LargeBinary(), nullable=False),
+        sa.Column("evidence", sa.LargeBinary(), nullable=False),
+        sa.Column("boot_log_sha256", sa.String(), nullable=True),
+        sa.Column("findings", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("attestation", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_attestation_device_id"), ["device_id"], unique=False)
+
+    op.create_table(
+        "bootlog",
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("sha256"),
+    )
+    op.create_table(
+        "certificate",
+        sa.Column("serial", sa.String(), nullable=False),
+        sa.Column("profile", sa.String(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=True),
+        sa.Column("enrollment_id", sa.String(), nullable=True),
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("tbs", sa.LargeBinary(), nullable=False),
+        sa.Column("signature", sa.LargeBinary(), nullable=True),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("not_before", sa.BigInteger(), nullable=False),
+        sa.Column("not_after", sa.BigInteger(), nullable=False),
+        sa.Column("reserved_at", sa.BigInteger(), nullable=False),
+        sa.Column("revoke_at", sa.BigInteger(), nullable=True),
+        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.Column("reason", sa.String(), nullable=True),
+        sa.Column("crl_number", sa.Integer(), nullable=True),
+        sa.PrimaryKeyConstraint("serial"),
+        sa.UniqueConstraint("enrollment_id"),
+    )
+    with op.batch_alter_table("certificate", schema=None) as batch_op:
+        batch_op.create_index("certificate_state", ["state", "crl_number"], unique=False)
+        batch_op.create_index(batch_op.f("ix_certificate_device_id"), ["device_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_certificate_key_id"), ["key_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_certificate_revoke_at"), ["revoke_at"], unique=False)
+
+    op.create_table(
+        "checkpoint",
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("root", sa.LargeBinary(), nullable=False),
+        sa.Column("frontier", sa.LargeBinary(), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("size"),
+    )
+    op.create_table(
+        "command",
+        sa.Column("message_id", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("next_try_at", sa.BigInteger(), nullable=False),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("ordered_by", sa.String(), nullable=False),
+        sa.Column("result", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("message_id"),
+    )
+    with op.batch_alter_table("command", schema=None) as batch_op:
+        batch_op.create_index("command_due", ["state", "next_try_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_command_device_id"), ["device_id"], unique=False)
+
+    op.create_table(
+        "crl",
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("der", sa.LargeBinary(), nullable=False),
+        sa.Column("this_update", sa.BigInteger(), nullable=False),
+        sa.Column("next_update", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("number"),
+    )
+    op.create_table(
+        "device",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("serial", sa.String(), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("ek_id", sa.String(), nullable=False),
+        sa.Column("ek_certificate", sa.LargeBinary(), nullable=False),
+        sa.Column("ek_trust", sa.String(), nullable=False),
+        sa.Column("station", sa.String(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("health", sa.String(), nullable=False),
+        sa.Column("registered_at", sa.BigInteger(), nullable=False),
+        sa.Column("ek_intermediates", sa.String(), nullable=False),
+        sa.Column("ak_name", sa.LargeBinary(), nullable=True),
+        sa.Column("ak_public", sa.LargeBinary(), nullable=True),
+        sa.Column("approved_until", sa.BigInteger(), nullable=True),
+        sa.Column("reset_count", sa.BigInteger(), nullable=True),
+        sa.Column("restart_count", sa.BigInteger(), nullable=True),
+        sa.Column("clock", sa.BigInteger(), nullable=True),
+        sa.Column("clock_safe", sa.Boolean(), nullable=True),
+        sa.Column("firmware_version", sa.String(), nullable=True),
+        sa.Column("last_attested_at", sa.BigInteger(), nullable=True),
+        sa.Column("last_seen_at", sa.BigInteger(), nullable=True),
+        sa.Column("release_version", sa.String(), nullable=True),
+        sa.Column("release_counter", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("ek_id"),
+        sa.UniqueConstraint("serial"),
+    )
+    with op.batch_alter_table("device", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_device_model"), ["model"], unique=False)
+        batch_op.create_index(batch_op.f("ix_device_station"), ["station"], unique=False)
+
+    op.create_table(
+        "director_metadata",
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("files", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("device_id"),
+    )
+    op.create_table(
+        "enrollment",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("flow", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("ek_id", sa.String(), nullable=False),
+        sa.Column("ak_public", sa.LargeBinary(), nullable=False),
+        sa.Column("ak_name", sa.LargeBinary(), nullable=False),
+        sa.Column("nonce", sa.LargeBinary(), nullable=False),
+        sa.Column("secret", sa.LargeBinary(), nullable=True),
+        sa.Column("pcr_bank", sa.String(), nullable=False),
+        sa.Column("pcrs", sa.String(), nullable=False),
+        sa.Column("boot_log", sa.String(), nullable=False),
+        sa.Column("policy_id", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("evidence_sha256", sa.LargeBinary(), nullable=True),
+        sa.Column("answer", sa.LargeBinary(), nullable=True),
+        sa.Column("refusal_id", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("enrollment", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_enrollment_device_id"), ["device_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_enrollment_expires_at"), ["expires_at"], unique=False)
+
+    op.create_table(
+        "leaf",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=True),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("salt", sa.LargeBinary(), nullable=True),
+        sa.Column("record", sa.LargeBinary(), nullable=True),
+        sa.Column("hash", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("number"),
+    )
+    op.create_table(
+        "lease",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("holder", sa.String(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
+        "mqttsession",
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("session", sa.String(), nullable=False),
+        sa.Column("session_number", sa.Integer(), nullable=False),
+        sa.Column("down_sequence", sa.Integer(), nullable=False),
+        sa.Column("up_sequence", sa.Integer(), nullable=False),
+        sa.Column("trust_version", sa.Integer(), nullable=False),
+        sa.Column("certificate_serial", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("device_id"),
+    )
+    op.create_table(
+        "operator",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("token_sha256", sa.String(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+        sa.UniqueConstraint("token_sha256"),
+    )
+    op.create_table(
+        "policy",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("created_by", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("model", "version"),
+    )
+    op.create_table(
+        "refusal",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("code", sa.String(), nullable=False),
+        sa.Column("flow", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=True),
+        sa.Column("serial", sa.String(), nullable=True),
+        sa.Column("source", sa.String(), nullable=False),
+        sa.Column("own", sa.Boolean(), nullable=False),
+        sa.Column("expected", sa.Text(), nullable=False),
+        sa.Column("actual", sa.Text(), nullable=False),
+        sa.Column("findings", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("refusal", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_refusal_at"), ["at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_refusal_device_id"), ["device_id"], unique=False)
+
+    op.create_table(
+        "release",
+        sa.Column("target", sa.String(), nullable=False),
+        sa.Column("version", sa.String(), nullable=False),
+        sa.Column("hardware", sa.String(), nullable=False),
+        sa.Column("release_counter", sa.Integer(), nullable=False),
+        sa.Column("length", sa.Integer(), nullable=False),
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("reference_values", sa.Text(), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=False),
+        sa.Column("withdrawn", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("target"),
+    )
+    op.create_table(
+        "station",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("certificate_serial", sa.String(), nullable=False),
+        sa.Column("budget", sa.Integer(), nullable=False),
+        sa.Column("used", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("station")
+    op.drop_table("release")
+    with op.batch_alter_table("refusal", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_refusal_device_id"))
+        batch_op.drop_index(batch_op.f("ix_refusal_at"))
+
+    op.drop_table("refusal")
+    op.drop_table("policy")
+    op.drop_table("operator")
+    op.drop_table("mqttsession")
+    op.drop_table("lease")
+    op.drop_table("leaf")
+    with op.batch_alter_table("enrollment", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_enrollment_expires_at"))
+        batch_op.drop_index(batch_op.f("ix_enrollment_device_id"))
+
+    op.drop_table("enrollment")
+    op.drop_table("director_metadata")
+    with op.batch_alter_table("device", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_device_station"))
+        batch_op.drop_index(batch_op.f("ix_device_model"))
+
+    op.drop_table("device")
+    op.drop_table("crl")
+    with op.batch_alter_table("command", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_command_device_id"))
+        batch_op.drop_index("command_due")
+
+    op.drop_table("command")
+    op.drop_table("checkpoint")
+    with op.batch_alter_table("certificate", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_certificate_revoke_at"))
+        batch_op.drop_index(batch_op.f("ix_certificate_key_id"))
+        batch_op.drop_index(batch_op.f("ix_certificate_device_id"))
+        batch_op.drop_index("certificate_state")
+
+    op.drop_table("certificate")
+    op.drop_table("bootlog")
+    with op.batch_alter_table("attestation", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_attestation_device_id"))
+
+    op.drop_table("attestation")
+    op.drop_table("assignment")

@@ -1,0 +1,228 @@
+"""What operators see and decide: devices, policies, refusals explained. JSON-ready values; no row leaves."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection
+
+from provisioning.attestation.policy import parse_policy
+from provisioning.attesting import refusal_class
+from provisioning.db import commands, devices, enrollments, leaves
+from provisioning.db.devices import Record
+from provisioning.journal import leaf
+from provisioning.refusals import NotFound
+from provisioning.service import Service
+from wire.codec import rfc3339
+
+Json = dict[str, object]
+APPROVAL = timedelta(hours=1)
+"""How long an operator's approval of another AK, or of a cleared TPM, waits for the device."""
+
+
+async def list_devices(service: Service, after: str, limit: int) -> list[Json]:
+    """One page of the inventory, in the order of serials, behind `after`."""
+    rows = await service.store.read(lambda tx: devices.after(tx, after, limit))
+    return [_device(row) for row in rows]
+
+
+async def show_device(service: Service, name: str) -> Json:
+    """Everything about one device, by id or serial. Raises: NotFound."""
+
+    def read(tx: Connection) -> Json:
+        device = devices.by_name(tx, name)
+        if device is None:
+            raise NotFound(expected="a device's id or serial", actual=name)
+        refusal = enrollments.newest_refusal_of(tx, device.id)
+        assigned = commands.assignment_of(tx, device.id)
+        return {
+            **_device(device),
+            "certificates": [_certificate(row) for row in enrollments.certificates_of(tx, device.id)],
+            "commands": [_command(row) for row in commands.commands_of(tx, device.id, 10)],
+            "attestations": [_attestation(row) for row in enrollments.attestations_of(tx, device.id, 5)],
+            "update": None if assigned is None else _assignment(assigned),
+            "last_refusal": None if refusal is None else refusal.id,
+            "session": _session(commands.session_of(tx, device.id)),
+        }
+
+    return await service.store.read(read)
+
+
+async def approve(service: Service, name: str, *, by: str) -> Json:
+    """Accept, for one hour and one enrollment, another AK or a cleared TPM of this device. Raises: NotFound."""
+    now = service.clock()
+    until = now + APPROVAL
+    entry = leaf(service, "approval", now, device=name, by=by)
+
+    def write(tx: Connection) -> Json:
+        device = devices.by_name(tx, name)
+        if device is None or device.state in ("revoked", "decommissioned"):
+            raise NotFound(expected="a device in service", actual=name)
+        devices.change(tx, device.id, approved_until=int(until.timestamp()))
+        leaves.add(tx, entry)
+        return {"device": device.id, "approved_until": rfc3339(until)}
+
+    return await service.ledger.write(write)
+
+
+async def set_policy(service: Service, text: str, *, by: str) -> Json:
+    """The next version of a model's policy. Raises: PolicyMalformed."""
+    policy = parse_policy(text)
+    now = service.clock()
+    entry = leaf(service, "policy", now, model=policy.model, text=text, by=by)
+
+    def write(tx: Connection) -> Json:
+        version = devices.add_policy(tx, model=policy.model, text=text, now=int(now.timestamp()), by=by)
+        leaves.add(tx, entry)
+        return {"model": policy.model, "version": version}
+
+    return await service.ledger.write(write)
+
+
+async def list_policies(service: Service) -> list[Json]:
+    """The policy in force of every model."""
+    return [_policy(row) for row in await service.store.read(devices.policies)]
+
+
+async def show_policy(service: Service, model: str) -> Json:
+    """One model's policy, whole. Raises: NotFound."""
+    row = await service.store.read(lambda tx: devices.newest_policy(tx, model))
+    if row is None:
+        raise NotFound(expected="a model with a policy", actual=model)
+    return {**_policy(row), "toml": row.text}
+
+
+async def explain(service: Service, name: str) -> Json:
+    """One refusal: by its id, or the last one of a device. The check, expected and actual, what would make it pass.
+
+    Raises: NotFound.
+    """
+
+    def read(tx: Connection) -> tuple[Record, Record | None]:
+        device = devices.by_name(tx, name)
+        row = enrollments.refusal_by_id(tx, name)
+        if row is None and device is not None:
+            row = enrollments.newest_refusal_of(tx, device.id)
+        if row is None:
+            raise NotFound(expected="a refusal id, or a device that was refused", actual=name)
+        return row, device if row.device_id is None else devices.by_id(tx, row.device_id)
+
+    row, device = await service.store.read(read)
+    kind = refusal_class(row.code)
+    return {
+        "refusal": row.id,
+        "at": _time(row.at),
+        "code": row.code,
+        "name": kind.__name__,
+        "check": kind.check,
+        "title": kind.title,
+        "flow": row.flow,
+        "device": None if device is None else device.id,
+        "serial": row.serial if device is None else device.serial,
+        "source": row.source,
+        "proven_own": row.own,
+        "expected": row.expected,
+        "actual": row.actual,
+        "findings": json.loads(row.findings),
+        "cure": kind.cure,
+    }
+
+
+async def list_stations(service: Service) -> list[Json]:
+    """All factory stations with what is left of their budgets."""
+    rows = await service.store.read(devices.stations)
+    return [{"name": row.name, "budget": row.budget, "used": row.used, "left": row.budget - row.used} for row in rows]
+
+
+async def list_releases(service: Service) -> list[Json]:
+    """All releases of the image repository."""
+    columns = ("target", "version", "hardware", "release_counter", "length", "sha256", "withdrawn")
+    return [{name: getattr(row, name) for name in columns} for row in await service.store.read(commands.releases)]
+
+
+async def show_certificate(service: Service, serial: str) -> Json:
+    """One certificate, by its serial in hex. Raises: NotFound."""
+    row = await service.store.read(lambda tx: enrollments.certificate_by_serial(tx, serial.lower()))
+    if row is None:
+        raise NotFound(expected="a certificate's serial in hex", actual=serial)
+    return _certificate(row)
+
+
+async def figures(service: Service) -> Mapping[str, object]:
+    """Counts for health and metrics."""
+
+    def read(tx: Connection) -> Json:
+        head = leaves.newest_checkpoint(tx)
+        return {
+            "devices": devices.count_by_state(tx),
+            "commands_pending": commands.pending_count(tx),
+            "leaves": leaves.count(tx),
+            "checkpoint_size": 0 if head is None else head.size,
+        }
+
+    return await service.store.read(read)
+
+
+def _device(row: Record) -> Json:
+    return {
+        "id": row.id,
+        "serial": row.serial,
+        "model": row.model,
+        "state": row.state,
+        "health": row.health,
+        "station": row.station,
+        "ek_id": row.ek_id,
+        "registered": _time(row.registered_at),
+        "last_attested": _time(row.last_attested_at),
+        "last_seen": _time(row.last_seen_at),
+        "release_version": row.release_version,
+        "release_counter": row.release_counter,
+    }
+
+
+def _certificate(row: Record) -> Json:
+    return {
+        "serial": row.serial,
+        "profile": row.profile,
+        "subject": row.subject,
+        "state": row.state,
+        "not_before": _time(row.not_before),
+        "not_after": _time(row.not_after),
+        "revoked": _time(row.revoked_at),
+        "reason": row.reason,
+    }
+
+
+def _command(row: Record) -> Json:
+    return {
+        "message_id": row.message_id,
+        "kind": row.kind,
+        "state": row.state,
+        "ordered_by": row.ordered_by,
+        "created": _time(row.created_at),
+        "tries": row.tries,
+        "result": row.result,
+    }
+
+
+def _attestation(row: Record) -> Json:
+    return {"id": row.id, "flow": row.flow, "at": _time(row.at), "findings": json.loads(row.findings)}
+
+
+def _assignment(row: Record) -> Json:
+    return {"target": row.target, "state": row.state, "detail": row.detail, "updated": _time(row.updated_at)}
+
+
+def _session(row: Record | None) -> Json | None:
+    if row is None:
+        return None
+    serial = row.certificate_serial
+    return {"since_hello": _time(row.at), "trust_version": row.trust_version, "certificate_serial": serial}
+
+
+def _policy(row: Record) -> Json:
+    return {"model": row.model, "version": row.version, "created": _time(row.created_at), "by": row.created_by}
+
+
+def _time(at: int | None) -> str | None:
+    return None if at is None else rfc3339(datetime.fromtimestamp(at, UTC))
