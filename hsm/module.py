@@ -24,11 +24,13 @@ CKR_OK = 0x000
 CKR_CRYPTOKI_NOT_INITIALIZED = 0x190
 CKR_CRYPTOKI_ALREADY_INITIALIZED = 0x191
 CKF_OS_LOCKING_OK = 0x02
+# No session is left: CKR_OK; CKR_SLOT_ID_INVALID, DEVICE_ERROR, DEVICE_REMOVED, TOKEN_NOT_PRESENT, not initialised.
+_CLOSED = (CKR_OK, 0x003, 0x030, 0x032, 0x0E0, CKR_CRYPTOKI_NOT_INITIALIZED)
 CKS_LOGGED_IN = (1, 3)  # CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS
 LABEL_BYTES = 32  # CK_TOKEN_INFO.label, padded with blanks
 
 # Positions in CK_FUNCTION_LIST, counted after its version (PKCS#11 2.40, section 3.6).
-_INITIALIZE, _FINALIZE, _INIT_TOKEN, _GET_SESSION_INFO = 0, 1, 9, 15
+_INITIALIZE, _FINALIZE, _INIT_TOKEN, _CLOSE_ALL_SESSIONS, _GET_SESSION_INFO = 0, 1, 9, 14, 15
 _FUNCTION_COUNT = 68
 
 
@@ -208,15 +210,18 @@ class Module:
         return found[0]
 
     def make_token(self, label: str, so_pin: bytes) -> pkcs11.Token:
-        """C_InitToken on a slot that holds no token yet. Call it while `alone`.
+        """C_InitToken on an empty slot, or on a token of this label that got no user PIN: its making was cut short.
+
+        Call it while `alone`.
 
         Raises:
             TokenExists: the label is taken. TokenUnavailable: no empty slot. TokenRefused: what the module said.
         """
         tokens = list(self._tokens())
-        if any(token.label == label for token in tokens):
+        named = [token for token in tokens if token.label == label]
+        if any(token.flags & pkcs11.TokenFlag.USER_PIN_INITIALIZED for token in named):
             raise TokenExists(f"a token {label!r} is already there")
-        empty = [token for token in tokens if not token.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED]
+        empty = named or [token for token in tokens if not token.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED]
         if not empty:
             raise TokenUnavailable(f"{self.settings.path} has no empty slot for a new token")
         padded = label.encode().ljust(LABEL_BYTES)
@@ -225,6 +230,12 @@ class Module:
         if status != CKR_OK:
             raise TokenRefused(f"C_InitToken of {label!r} failed with {status:#x}")
         return self.find_token(label)
+
+    def close_sessions(self, token: pkcs11.Token) -> None:
+        """Close every session of this process on the token, which logs out. Call it while `alone`."""
+        status = self._call(_CLOSE_ALL_SESSIONS, ctypes.c_ulong(token.slot.slot_id))
+        if status not in _CLOSED:
+            raise TokenRefused(f"the sessions of token {token.label!r} do not close: {status:#x}")
 
     def is_logged_in(self, session: pkcs11.Session) -> bool:
         """Is the user logged in, as this session sees it? While not, private objects are invisible, not gone."""

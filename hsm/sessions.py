@@ -7,7 +7,6 @@ before a reload (sessions, handles) is never used after it. A PIN that was refus
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -132,7 +131,7 @@ class Sessions:
             if module is None:
                 return
             with module.alone(self._wait_seconds):
-                self._drop_sessions(module)
+                self._log_out(module)
                 self._module = None
             module.release(self.label)
 
@@ -242,18 +241,24 @@ class Sessions:
         self._generation = module.generation
         try:
             token = module.find_token(self.label, self._serial)
-            self._login = self._logged_in_session(token)
-            seats = [Seat(token.open(), module, module.generation) for _ in range(self._count)]
+            try:
+                self._login = self._logged_in_session(token)
+                self._seats = [Seat(token.open(), module, module.generation) for _ in range(self._count)]
+            except BaseException:
+                module.close_sessions(token)  # python-pkcs11 forgets the session whose login failed
+                raise
         except pkcs11.PKCS11Error as error:
             reason = f"{type(error).__name__} {error}".rstrip()
             raise TokenUnavailable(f"token {self.label!r} does not log in: {reason}") from error
         self._serial = serial_of(token)  # from now on only this very token will do
-        self._seats = seats
         self._serving = True
         self._pause_seconds = self._pause_until = 0.0
         self._login_is_fresh_until = time.monotonic() + FRESH_LOGIN_SECONDS
 
     def _logged_in_session(self, token: pkcs11.Token) -> pkcs11.Session:
+        if token.flags & pkcs11.TokenFlag.USER_PIN_FINAL_TRY:
+            # A service that is started again and again must not be what locks the token.
+            raise WrongPin(f"token {self.label!r} locks at the next wrong PIN: log in once by another tool to reset it")
         # The PIN is in no local variable, and the errors below are raised outside `except`: no traceback and no
         # exception context leads to it (UnicodeEncodeError would carry the whole text).
         try:
@@ -290,11 +295,9 @@ class Sessions:
         self._pause_seconds = min(max(2 * self._pause_seconds, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
         self._pause_until = time.monotonic() + self._pause_seconds
 
-    def _drop_sessions(self, module: Module) -> None:
-        seats, self._seats, login, self._login = self._seats, [], self._login, None
+    def _log_out(self, module: Module) -> None:
         self._serving = False
-        if self._generation != module.generation:
-            return  # a reload has closed them
-        for session in (*(seat.session for seat in seats), *((login,) if login else ())):
-            with suppress(*LOST):  # a session that is lost needs no closing
-                session.close()
+        self._seats.clear()
+        # After another token's reload there is nothing to close.
+        if self._login is not None and self._generation == module.generation:
+            module.close_sessions(self._login.token)

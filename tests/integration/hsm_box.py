@@ -4,14 +4,14 @@ import contextlib
 import ctypes
 from dataclasses import replace
 
-from hsm.module import Module
 from hsm.softhsm import create_token, settings
 from hsm.token import Token
 
 SO_PIN = "security-officer"
 
 # Positions in CK_FUNCTION_LIST.
-FINALIZE, CLOSE_ALL_SESSIONS, LOGIN, LOGOUT, COPY_OBJECT, FIND_INIT, SIGN_INIT, SIGN = 1, 14, 18, 19, 21, 26, 42, 43
+FINALIZE, INIT_PIN, CLOSE_ALL_SESSIONS = 1, 10, 14
+LOGIN, LOGOUT, FIND_INIT, SIGN_INIT, SIGN = 18, 19, 26, 42, 43
 CKR_GENERAL_ERROR = 0x05
 CKR_DEVICE_REMOVED = 0x32
 
@@ -56,7 +56,7 @@ def finalize(token):
 @contextlib.contextmanager
 def intercepted(token, position, answer):
     """Between python-pkcs11 and the module: `answer(go_on)` returns a CK_RV, its own or that of `go_on()`."""
-    functions = module_of(token)._functions if isinstance(token, Token) else token._functions
+    functions = module_of(token)._functions
     original = functions[position]
     kind = ctypes.CFUNCTYPE(ctypes.c_ulong, *[ctypes.c_void_p] * 5)
     call = kind(original)
@@ -67,8 +67,3 @@ def intercepted(token, position, answer):
         yield
     finally:
         functions[position] = original
-
-
-def loaded_module(directory):
-    """The module's state while no token is open."""
-    return Module(settings(directory))

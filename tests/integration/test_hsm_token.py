@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import traceback
+from types import SimpleNamespace
 
 import pkcs11
 import pytest
@@ -26,7 +27,7 @@ from hsm.errors import (
 from hsm.module import Module, ModuleSettings
 from hsm.softhsm import create_token, find_module, settings, write_configuration
 from hsm.token import Token
-from tests.integration.hsm_box import SO_PIN, Box
+from tests.integration.hsm_box import CKR_GENERAL_ERROR, INIT_PIN, SO_PIN, Box, intercepted
 
 SHA256 = ec.ECDSA(hashes.SHA256())
 DAY = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -92,6 +93,17 @@ def test_an_unusable_pin_is_refused_and_no_token_made(tmp_path, pin):
         with pytest.raises(PinUnreadable, match="4 to 255"):
             create_token(tmp_path, "ca", *pins)
     assert not list(tmp_path.glob("tokens/*"))
+
+
+def test_a_token_whose_making_was_cut_short_is_made_again(box, token):
+    with intercepted(token, INIT_PIN, lambda _: CKR_GENERAL_ERROR), pytest.raises(TokenRefused, match="GeneralError"):
+        box.create("root")
+    with pytest.raises(WrongPin, match="UserPinNotInitialized"):
+        Token(settings(box.directory), "root", lambda: "user-pin").open()
+    box.create("root")
+    with box.token("root") as root:
+        assert root.keys() == []
+    assert len(list(box.directory.glob("tokens/*"))) == 2
 
 
 def test_a_directory_that_moved_works_after_its_configuration_is_written_again(box, tmp_path):
@@ -249,6 +261,16 @@ def test_a_wrong_pin_reaches_the_token_once(box):
         with pytest.raises(WrongPin):
             token.open()
     assert not flags_of(box.directory) & pkcs11.TokenFlag.USER_PIN_COUNT_LOW
+
+
+def test_the_last_try_before_the_token_locks_is_left_to_a_person(box, monkeypatch):
+    asked = []
+    slot = SimpleNamespace(slot_id=0xFFFF)
+    at_its_last_try = SimpleNamespace(flags=pkcs11.TokenFlag.USER_PIN_FINAL_TRY, open=asked.append, slot=slot)
+    monkeypatch.setattr(Module, "find_token", lambda *_: at_its_last_try)
+    with pytest.raises(WrongPin, match="locks at the next wrong PIN"):
+        box.token().open()
+    assert not asked
 
 
 @pytest.mark.parametrize("pin", ["", "caf\udce9-canary"])
