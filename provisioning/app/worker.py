@@ -1,0 +1,126 @@
+"""One worker: the listeners, and the duties where it holds their lease. Started by the supervisor, as a child."""
+
+import argparse
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from hsm.errors import TokenUnavailable
+from provisioning import duties
+from provisioning.app.broker import broker_socket
+from provisioning.app.compose import compose
+from provisioning.app.endpoints import Ports, bind_shared
+from provisioning.app.logging import configure_logging
+from provisioning.app.supervisor import CANNOT_START
+from provisioning.app.tls import ReloadedOnChange, device_context, server_context
+from provisioning.config import ConfigurationRefused, DataDirectory, load_config
+from provisioning.http import device, operator, public
+from provisioning.http.exchange import Dispatcher, Route
+from provisioning.http.listener import Listener
+from provisioning.http.rates import Rate, RateTable
+from provisioning.service import Service
+from wire.codec import decode
+
+GRACE_SECONDS = 3.0
+TLS_RELOAD_SECONDS = 30.0
+PORTS_MOST = 1024
+
+_log = structlog.get_logger()
+
+
+async def serve(service: Service, ports: Ports, number: int, ready: int | None) -> None:
+    """Serve until SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    listeners, certificates = _listeners(service, ports)
+    host = f"{socket.gethostname()}:{service.directory.root}/{number}"
+    background: list[asyncio.Task[object]] = [
+        asyncio.create_task(duties.hold(service, host, broker_socket(service.directory)), name="duties"),
+        asyncio.create_task(_reload(certificates), name="tls"),
+    ]
+    if ready is not None:
+        os.write(ready, b"+")
+        os.close(ready)
+    stopped: asyncio.Task[object] = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, *(listener.stop(GRACE_SECONDS) for listener in listeners), return_exceptions=True)
+    for task in done - {stopped}:
+        task.result()  # a background task ends only by a defect: let it end the worker, with its traceback
+
+
+def _listeners(service: Service, ports: Ports) -> tuple[list[Listener], ReloadedOnChange]:
+    limits, directory, host = service.config.limits, service.directory, service.config.listen.host
+    certificate, key = directory.tls / "service.pem", directory.tls / "service.key"
+    # A file with both: the devices' issuer, and the root above it.
+    for_devices = device_context(certificate, key, broker_socket(directory).with_name("authorities.pem"))
+    for_operators = server_context(certificate, key)
+    in_flight = device.InFlight(limits.in_flight_enrollments)
+    wanted: list[tuple[str, int, list[Route], str]] = [
+        ("device", ports.device, device.routes(in_flight), "ClientCertificate"),
+        ("operator", ports.operator, operator.routes(), "Bearer"),
+        ("public", ports.public, public.routes(), "None"),
+    ]
+    contexts = {"device": for_devices, "operator": for_operators}
+    listeners = []
+    for name, port, routes, challenge in wanted:
+        rate = limits.requests_per_second_per_address
+        rates = RateTable(Rate(rate, rate * 2))
+        dispatcher = Dispatcher(name, service, routes, rates, challenge=challenge)
+        listener = Listener(name, dispatcher, limits=limits, rates=rates, tls=contexts.get(name))
+        listener.start(bind_shared(host, port))
+        listeners.append(listener)
+    return listeners, ReloadedOnChange(certificate, key, for_devices, for_operators)
+
+
+async def _reload(certificates: ReloadedOnChange) -> None:
+    while True:
+        await asyncio.sleep(TLS_RELOAD_SECONDS)
+        try:
+            if certificates.reload():
+                _log.info("tls.reloaded")
+        except OSError as error:  # ssl.SSLError is one: a pair that is being replaced does not fit for a moment
+            _log.warning("tls.not_reloaded", why=str(error))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The child's entry. 0: asked to stop; 78: starting it again is of no use; 1: it may be."""
+    parser = argparse.ArgumentParser(description="A worker of muster serve; not for people.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--number", type=int, default=0)
+    parser.add_argument("--ports", required=True)
+    parser.add_argument("--ready-descriptor", type=int)
+    given = parser.parse_args(argv)
+    os.umask(0o077)
+    configure_logging()
+    structlog.contextvars.bind_contextvars(worker=given.number)
+    _raise_descriptor_limit()
+    directory = DataDirectory(given.directory)
+    try:
+        ports = decode(Ports, given.ports.encode(), limit=PORTS_MOST)
+        with compose(directory, load_config(directory), mqtt_port=ports.mqtt) as service:
+            asyncio.run(serve(service, ports, given.number, given.ready_descriptor))
+    except ConfigurationRefused as refused:
+        _log.error("worker.refused", why=str(refused))
+        return 1 if isinstance(refused.__cause__, TokenUnavailable) else CANNOT_START
+    return 0
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # no more than the system gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
