@@ -39,8 +39,9 @@ class ModuleSettings:
     """How to load a PKCS#11 module.
 
     `environment` is put into the process's environment before C_Initialize (SOFTHSM2_CONF). `session_copies`: sign with
-    a copy of the key in a session object; still sensitive and non-extractable, and on SoftHSM about a third faster. A
-    module that cannot copy keys needs False.
+    a copy of the key in a session object; still sensitive and non-extractable, on SoftHSM about a third faster. Such a
+    copy signs until its session ends, even if the key's file is deleted meanwhile. A module that cannot copy keys needs
+    False. `locking`: "null" for a module that accepts C_Initialize(NULL) only, such as p11-kit-client.
     """
 
     path: Path

@@ -260,15 +260,15 @@ class Sessions:
             # A service that is started again and again must not be what locks the token.
             raise WrongPin(f"token {self.label!r} locks at the next wrong PIN: log in once by another tool to reset it")
         # The PIN is in no local variable, and the errors below are raised outside `except`: no traceback and no
-        # exception context leads to it (UnicodeEncodeError would carry the whole text).
+        # exception context leads to it (a UnicodeError, of reading or of writing it, carries the whole text).
         try:
             return token.open(user_pin=self._fresh_pin())
         except PIN_REFUSED as error:
             refused = type(error).__name__
-        except UnicodeEncodeError:
+        except UnicodeError:
             refused = ""
         if not refused:
-            raise PinUnreadable(f"the PIN of token {self.label!r} cannot be written in UTF-8")
+            raise PinUnreadable(f"the PIN of token {self.label!r} is not UTF-8 text")
         self._wrong_pin = f"token {self.label!r} refused the PIN ({refused}); it is not tried again by this process"
         raise WrongPin(self._wrong_pin)
 

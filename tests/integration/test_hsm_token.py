@@ -298,11 +298,12 @@ def everything_told_by(error):
     return text
 
 
-@pytest.mark.parametrize("wrong", ["c4n4ry-pin", "c4n4ry-\udce9", "c4n4ry" * 99])
-def test_no_error_tells_the_pin(box, tmp_path, wrong):
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+@pytest.mark.parametrize("wrong", [b"c4n4ry-pin", b"c4n4ry-\xe9", b"c4n4ry" * 99])
+def test_no_error_tells_the_pin(box, tmp_path, wrong, errors):
     path = tmp_path / "pin"
-    path.write_text(wrong, errors="surrogateescape")
-    token = Token(settings(box.directory), "ca", lambda: path.read_text(errors="surrogateescape"))
+    path.write_bytes(wrong)
+    token = Token(settings(box.directory), "ca", lambda: path.read_text(encoding="utf-8", errors=errors))
     for _ in range(2):
         with pytest.raises(HsmError) as refusal:
             token.open()
