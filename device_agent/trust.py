@@ -11,12 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_agent.state import StateDamaged, private_folder, read_value, write_value
 from ota import refusals
-from ota.files import read_at_most, replace_file
+from ota.files import read_at_most
 from ota.refusals import UpdateRefused
 from ota.source import Fetch
 from ota.source import NotFoundAtSource as NotFoundAtSource  # noqa: PLC0414  re-exported: what `fetch` raises for a 404
-from wire.codec import MalformedMessage, decode, encode
+from wire.codec import MalformedMessage, decode
 from wire.messages import BUNDLE_MOST, BUNDLE_NAME, Anchor, TrustBundle
 
 if TYPE_CHECKING:
@@ -145,14 +146,14 @@ class TrustedTime:
     def raise_to(self, moment: datetime) -> None:
         """A signed time was seen. Earlier ones than the floor change nothing."""
         if moment > self._floor:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(self._path, encode(_TimeFloor(moment)), mode=0o600)
+            private_folder(self._path.parent)
+            write_value(self._path, _TimeFloor(moment))
             self._floor = moment
 
     def _stored(self) -> datetime | None:
-        data = read_at_most(self._path, TIME_MOST)
         try:
-            return None if data is None else decode(_TimeFloor, data, limit=TIME_MOST).floor
-        except MalformedMessage as error:  # back to the build time; the next signed time raises it again
-            _logger.warning("time-floor-damaged file=%s reason=%s", self._path, error)
+            kept = read_value(_TimeFloor, self._path, TIME_MOST)
+        except StateDamaged as error:  # back to the build time; the next signed time raises it again
+            _logger.warning("time-floor-damaged reason=%s", error)
             return None
+        return None if kept is None else kept.floor

@@ -61,27 +61,25 @@ def director_metadata(
     if not is_device_id(device):
         raise ValueError("not a device id")
     signed_root = Metadata[Root].from_bytes(root).signed
+
+    def expires(role: str) -> datetime:
+        return expiry_after(now, lifetime_of(signed_root, role))
+
     names = [] if assigned is None else [assigned]
     targets = Metadata(
         Targets(
             version=version,
-            expires=expiry_after(now, lifetime_of(signed_root, "targets")),
+            expires=expires("targets"),
             targets={target.name: _target_file(target, assignment) for target in names},
             unrecognized_fields={DEVICE: device},
         )
     )
     targets_bytes = sign_metadata(targets, signed_root, "targets", (signer,))
     meta = {"targets.json": file_entry(version, targets_bytes)}
-    snapshot = Metadata(
-        Snapshot(version=version, expires=expiry_after(now, lifetime_of(signed_root, "snapshot")), meta=meta)
-    )
+    snapshot = Metadata(Snapshot(version=version, expires=expires("snapshot"), meta=meta))
     snapshot_bytes = sign_metadata(snapshot, signed_root, "snapshot", (signer,))
     entry = file_entry(version, snapshot_bytes)
-    timestamp = Metadata(
-        Timestamp(
-            version=version, expires=expiry_after(now, lifetime_of(signed_root, "timestamp")), snapshot_meta=entry
-        )
-    )
+    timestamp = Metadata(Timestamp(version=version, expires=expires("timestamp"), snapshot_meta=entry))
     return {
         f"{version}.targets.json": targets_bytes,
         f"{version}.snapshot.json": snapshot_bytes,

@@ -89,7 +89,7 @@ def verify_release(image: VerifiedTarget, director: VerifiedTarget, *, hardware:
     _agree("length", image.length, director.length)
     _agree("sha256", image.sha256, director.sha256)
     claims = release_claims(image)
-    directed = _claims(DirectorClaims, director.name, director.custom)
+    directed = assigned_claims(director)
     _agree("hardware_id", claims.hardware_id, directed.hardware_id)
     _agree("release_counter", claims.release_counter, directed.release_counter)
     _agree("version", claims.version, directed.version)
@@ -109,6 +109,13 @@ def verify_release(image: VerifiedTarget, director: VerifiedTarget, *, hardware:
     )
 
 
+def assigned_claims(assigned: VerifiedTarget) -> DirectorClaims:
+    """What the Director says of the target that it assigned. Raises: TargetMalformed."""
+    claims = _claims(DirectorClaims, assigned.name, assigned.custom)
+    _in_range(assigned.name, claims)
+    return claims
+
+
 def release_claims(image: VerifiedTarget) -> ReleaseClaims:
     """What the image repository says of this target. Raises: TargetMalformed."""
     return parse_claims(image.name, image.custom)
@@ -117,8 +124,7 @@ def release_claims(image: VerifiedTarget) -> ReleaseClaims:
 def parse_claims(name: str, custom: dict[str, Any] | None) -> ReleaseClaims:
     """The `custom` of an image's target, well-formed and in range. Raises: TargetMalformed."""
     claims = _claims(ReleaseClaims, name, custom)
-    if claims.release_counter < 1 or _VERSION.fullmatch(claims.version) is None:
-        raise refusals.TargetMalformed(name, expected="release_counter of 1 or more, plain version")
+    _in_range(name, claims)
     reference_values(claims)
     return claims
 
@@ -133,6 +139,11 @@ def reference_values(claims: ReleaseClaims) -> dict[int, bytes]:
                 raise refusals.TargetMalformed(f"reference value {bank} {number}")
             values[int(number)] = bytes.fromhex(value)
     return values
+
+
+def _in_range(name: str, claims: ReleaseClaims | DirectorClaims) -> None:
+    if claims.release_counter < 1 or _VERSION.fullmatch(claims.version) is None:
+        raise refusals.TargetMalformed(name, expected="release_counter of 1 or more, plain version")
 
 
 def _claims(cls: type[T], name: str, custom: dict[str, Any] | None) -> T:

@@ -1,7 +1,7 @@
 """Who signs for which role: roles, key ids, root metadata, and signatures that count.
 
-Pure. Signers are private keys: an HSM's key *is* an `EllipticCurvePrivateKey`. For each role those keys sign that the root
-names for it; fewer than its threshold is refused by name. Key ids are the SHA-256 of the SubjectPublicKeyInfo.
+Pure. Signers are private keys: an HSM's key *is* an `EllipticCurvePrivateKey`. For each role those keys sign that the
+root names for it; fewer than its threshold is refused by name. Key ids are the SHA-256 of the SubjectPublicKeyInfo.
 """
 
 import hashlib

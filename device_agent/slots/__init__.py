@@ -1,0 +1,1 @@
+"""Where releases are installed: two slots, of which one runs while the other is written."""
