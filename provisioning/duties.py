@@ -158,7 +158,7 @@ class CrlDuty:
         # Out of the database, so that a crash between the signature and the file costs nothing.
         row = await self._service.store.read(enrollments.newest_crl)
         if row is not None and row.number != self._published:
-            await asyncio.to_thread(replace_file, self._service.directory.ca / "issuing.crl", row.der)
+            await asyncio.to_thread(_replace, self._service.directory.ca / "issuing.crl", row.der)
             self._published = row.number
             _log.info("crl.published", number=row.number)
 
@@ -171,6 +171,11 @@ class CrlDuty:
                 except OSError as error:  # without a broker there are no sessions; TimeoutError is one of these
                     _log.warning("mqtt.session_not_ended", device=device, why=str(error))
         _log.info("mqtt.sessions_ended", devices=len(devices))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        replace_file(path, content)
 
 
 async def sequence(service: Service) -> None:

@@ -72,7 +72,6 @@ autosave_interval 60
 persistent_client_expiration 3m
 retain_available false
 max_packet_size {PACKET_MOST}
-message_size_limit {MAX_ENVELOPE}
 max_inflight_messages 64
 max_queued_messages 10000
 max_queued_bytes {64 * 1024 * 1024}

@@ -21,6 +21,7 @@ import structlog
 from provisioning.app.broker import Broker, replace
 from provisioning.app.children import start_child, stop_child
 from provisioning.app.endpoints import Ports, endpoints_of, reserve
+from provisioning.app.logging import configure_logging
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, load_config
 from wire.codec import encode
 
@@ -153,6 +154,7 @@ class Supervisor:
 def supervise(directory: DataDirectory) -> int:
     """`muster serve`; the exit status. Raises: ConfigurationRefused (one line: what, and the cure)."""
     os.umask(0o077)
+    configure_logging()
     config = load_config(directory)
     directory.run.mkdir(mode=0o700, exist_ok=True)
     return Supervisor(directory, config).run()

@@ -8,7 +8,7 @@ from aiohttp import web
 from provisioning.enrollment import begin_enrollment, complete_enrollment
 from provisioning.factory import register
 from provisioning.http.auth import device_of, station_of
-from provisioning.http.exchange import Call, Route, reply
+from provisioning.http.exchange import NO_STORE, Call, Route, reply
 from provisioning.http.files import send_file
 from provisioning.http.public import trust_file
 from provisioning.refusals import Busy, RequestMalformed
@@ -85,7 +85,7 @@ async def put_boot_log(call: Call) -> web.Response:
     if len(sha256) != SHA256_HEX:
         raise RequestMalformed(expected="/v1/logs/SHA-256 in hex", actual=sha256)
     await store_boot_log(call.service, device.device, sha256, await call.read(BOOT_LOG_MOST))
-    return web.Response(status=204)
+    return web.Response(status=204, headers=NO_STORE)
 
 
 async def image_file(call: Call) -> web.StreamResponse:
@@ -101,4 +101,4 @@ async def device_director_file(call: Call) -> web.Response:
     """The Director's metadata for this very device."""
     device = await device_of(call)
     content = await director_file(call.service, device.device, call.path["name"])
-    return web.Response(body=content, content_type="application/json", headers={"Cache-Control": "no-store"})
+    return web.Response(body=content, content_type="application/json", headers=NO_STORE)

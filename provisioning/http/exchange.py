@@ -34,7 +34,8 @@ JSON = "application/json"
 _SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,127}"
 """What a variable part of a path may be: nothing that is encoded, hidden, or climbs."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_PLAIN_HEADERS = {"Content-Type": JSON, "Cache-Control": "no-store"}
+NO_STORE = {"Cache-Control": "no-store", **problems.SERVER}
+_PLAIN_HEADERS = {"Content-Type": JSON, **NO_STORE}
 
 REQUESTS = Counter("muster_http_requests", "Requests answered", ["listener", "route", "status"])
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from provisioning.http.exchange import Call
+from provisioning.http.problems import SERVER
 from provisioning.refusals import Busy, NotFound
 
 CHUNK = 256 * 1024
@@ -45,6 +46,7 @@ async def send_file(
             "Accept-Ranges": "bytes",
             "Cache-Control": f"max-age={max_age_seconds}",
             "X-Content-Type-Options": "nosniff",
+            **SERVER,
         }
         if opened.etag in (tag.strip() for tag in request.headers.get("If-None-Match", "").split(",")):
             return web.Response(status=304, headers=headers)
@@ -97,7 +99,7 @@ async def _send(request: web.BaseRequest, opened: _Open, headers: dict[str, str]
         try:
             part = wanted_range(request.headers["Range"], opened.size)
         except ValueError:
-            return web.Response(status=416, headers={"Content-Range": f"bytes */{opened.size}"})
+            return web.Response(status=416, headers={"Content-Range": f"bytes */{opened.size}", **SERVER})
         if part is not None:
             start, length = part
             status = 206

@@ -14,7 +14,7 @@ from provisioning import inventory, outbox, revoking, updates
 from provisioning.access import Operator, Role, may
 from provisioning.factory import add_station
 from provisioning.http.auth import operator_of
-from provisioning.http.exchange import Call, Route, query, reply
+from provisioning.http.exchange import NO_STORE, Call, Route, query, reply
 from provisioning.http.files import receive_file
 from provisioning.refusals import NotAuthorized, RequestMalformed
 from wire.codec import Cap
@@ -169,7 +169,7 @@ async def _health(asked: Asked) -> object:
 
 
 async def _metrics(_: Asked) -> web.Response:
-    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST, **NO_STORE})
 
 
 TABLE = (

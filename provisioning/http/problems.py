@@ -34,7 +34,9 @@ STATUS: dict[Problem, int] = {
 RETRY_AFTER_SECONDS = 5
 """What a client is told where a refusal names no time of its own."""
 
-_COMMON = {"Cache-Control": "no-store"}
+SERVER = {"Server": "muster"}
+"""What every answer says instead of versions."""
+_COMMON = {"Cache-Control": "no-store", **SERVER}
 _DETAIL_MOST = 2000
 # The connection ends with these: what follows on it is not, or not yet, the next request.
 _CLOSING = frozenset({Problem.TOO_LARGE, Problem.TOO_SLOW})

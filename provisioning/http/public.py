@@ -7,7 +7,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from provisioning.db import leaves
-from provisioning.http.exchange import Call, Handler, Route, query
+from provisioning.http.exchange import NO_STORE, Call, Handler, Route, query
 from provisioning.http.files import send_file
 from provisioning.refusals import NotFound, RequestMalformed
 from provisioning.service import Service
@@ -46,7 +46,7 @@ async def signed_time(call: Call) -> web.Response:
     payload = encode(SignedTime(nonce, call.service.clock()))
     return web.Response(
         body=await seal_by_command_key(call.service, TIME_PAYLOAD_TYPE, payload),
-        headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
+        headers={"Content-Type": "application/json", **NO_STORE},
     )
 
 
@@ -60,7 +60,7 @@ async def checkpoint(call: Call) -> web.Response:
     row = await call.service.store.read(leaves.newest_checkpoint)
     if row is None:
         raise NotFound(expected="a checkpoint", actual="none was signed yet")
-    return web.Response(text=row.note, content_type="text/plain", headers={"Cache-Control": "no-store"})
+    return web.Response(text=row.note, content_type="text/plain", headers=NO_STORE)
 
 
 def ca_certificate(name: str) -> Handler:
