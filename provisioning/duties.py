@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -20,7 +21,6 @@ from ota.repository import refresh_online
 from provisioning import outbox, revoking, rotation
 from provisioning.db import commands, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.messaging import Bridge, end_session
 from provisioning.refusals import Refusal
 from provisioning.service import Service
 from provisioning.transparency import Checkpoint, Tree, append, checkpoint_text, root_of, signed_note
@@ -61,25 +61,49 @@ class Duty:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-async def hold(service: Service, holder: str, broker_socket: Path) -> None:
+Receive = Callable[[str, bytes], Awaitable[None]]
+"""`(device, envelope)`. Raises: Refusal."""
+
+
+class Wire(Protocol):
+    """The way to the devices (`messaging.Bridge`)."""
+
+    @property
+    def connected(self) -> bool:
+        """Is there a broker at the other end?"""
+
+    def start(self) -> None:
+        """Connect, now or as soon as the broker answers."""
+
+    async def stop(self) -> None:
+        """Say goodbye."""
+
+    def publish(self, topic: str, envelope: bytes) -> bool:
+        """Hand an envelope over. False: it was not taken."""
+
+    async def end_session(self, device: str) -> None:
+        """Throw a device off. Raises: OSError."""
+
+
+async def hold(service: Service, holder: str, wire_for: Callable[[Receive], Wire]) -> None:
     """Carry out the duties whenever this process has the lease. Ends only by being cancelled."""
     while True:
         if await _lease(service, holder):
             _log.info("duties.taken", holder=holder)
             HOLDER.set(1)
             try:
-                await _carry_out(service, holder, broker_socket)
+                await _carry_out(service, holder, wire_for)
             finally:
                 HOLDER.set(0)
         await asyncio.sleep(LEASE_RENEWAL_SECONDS)
 
 
-async def _carry_out(service: Service, holder: str, broker_socket: Path) -> None:
+async def _carry_out(service: Service, holder: str, wire_for: Callable[[Receive], Wire]) -> None:
     """Until the lease is lost."""
     wake = asyncio.Event()
-    bridge = Bridge(broker_socket, lambda device, envelope: _receive(service, wake, device, envelope))
-    bridge.start()
-    table = duties(service, bridge, wake, broker_socket)
+    wire = wire_for(lambda device, envelope: _receive(service, wake, device, envelope))
+    wire.start()
+    table = duties(service, wire, wake)
     running = [asyncio.create_task(repeat(duty), name=duty.name) for duty in table]
     try:
         while await _lease(service, holder):  # noqa: ASYNC110  nothing tells us that a lease was lost but asking
@@ -89,14 +113,14 @@ async def _carry_out(service: Service, holder: str, broker_socket: Path) -> None
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await bridge.stop()
+        await wire.stop()
 
 
-def duties(service: Service, bridge: Bridge, wake: asyncio.Event, broker_socket: Path) -> Sequence[Duty]:
+def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
     """The table."""
-    crl = CrlDuty(service, broker_socket)
+    crl = CrlDuty(service, wire)
     return (
-        Duty("outbox", OUTBOX_SECONDS, lambda: pump(service, bridge), wake),
+        Duty("outbox", OUTBOX_SECONDS, lambda: pump(service, wire), wake),
         Duty("crl", CRL_SECONDS, crl.run),
         Duty("log", CHECKPOINT_SECONDS, lambda: sequence(service)),
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
@@ -126,20 +150,20 @@ async def repeat(duty: Duty) -> None:
                 await duty.wake.wait()
 
 
-async def pump(service: Service, bridge: Bridge) -> None:
+async def pump(service: Service, wire: Wire) -> None:
     """Send what is due. Without a broker nothing is due: a try would be counted that was none."""
-    if not bridge.connected:
+    if not wire.connected:
         return
     for topic, envelope in await outbox.next_commands(service):
-        bridge.publish(topic, envelope)
+        wire.publish(topic, envelope)
 
 
 class CrlDuty:
     """Revokes what is due, signs the CRL, publishes it, ends the sessions of whom it lists."""
 
-    def __init__(self, service: Service, broker_socket: Path) -> None:
+    def __init__(self, service: Service, wire: Wire) -> None:
         self._service = service
-        self._broker_socket = broker_socket
+        self._wire = wire
         self._published: int | None = None
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -167,7 +191,7 @@ class CrlDuty:
             await asyncio.sleep(pause)
             for device in devices:
                 try:
-                    await end_session(self._broker_socket, device)
+                    await self._wire.end_session(device)
                 except OSError as error:  # without a broker there are no sessions; TimeoutError is one of these
                     _log.warning("mqtt.session_not_ended", device=device, why=str(error))
         _log.info("mqtt.sessions_ended", devices=len(devices))

@@ -58,6 +58,7 @@ class Bridge:
         self._loop = asyncio.get_running_loop()
         self._lanes: list[asyncio.Queue[_Arrived]] = [asyncio.Queue(QUEUED_MOST // LANES) for _ in range(LANES)]
         self._tasks: list[asyncio.Task[None]] = []
+        self._socket = socket
         self._address = UnixAddress(socket)
         self._client = Client(
             CallbackAPIVersion.VERSION2,
@@ -100,6 +101,10 @@ class Bridge:
         taken = self._client.publish(topic, envelope, qos=1).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
         MESSAGES.labels("down", "sent" if taken else "not-sent").inc()
         return taken
+
+    async def end_session(self, device: str) -> None:
+        """See `end_session`."""
+        await end_session(self._socket, device)
 
     async def _carry(self, lane: "asyncio.Queue[_Arrived]") -> None:
         while True:

@@ -22,7 +22,6 @@ from sqlalchemy import Connection
 from hsm.ceremony import check_protection
 from hsm.key import HsmEcKey
 from hsm.softhsm import create_token
-from hsm.token import Token
 from ota.bundle import create_trust
 from ota.director import create_director_root
 from ota.files import replace_file

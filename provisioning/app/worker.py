@@ -25,6 +25,7 @@ from provisioning.http import device, operator, public
 from provisioning.http.exchange import Dispatcher, Route
 from provisioning.http.listener import Listener
 from provisioning.http.rates import Rate, RateTable
+from provisioning.messaging import Bridge
 from provisioning.service import Service
 from wire.codec import decode
 
@@ -44,7 +45,9 @@ async def serve(service: Service, ports: Ports, number: int, ready: int | None) 
     listeners, certificates = _listeners(service, ports)
     host = f"{socket.gethostname()}:{service.directory.root}/{number}"
     background: list[asyncio.Task[object]] = [
-        asyncio.create_task(duties.hold(service, host, broker_socket(service.directory)), name="duties"),
+        asyncio.create_task(
+            duties.hold(service, host, lambda receive: Bridge(broker_socket(service.directory), receive)), name="duties"
+        ),
         asyncio.create_task(_reload(certificates), name="tls"),
     ]
     if ready is not None:

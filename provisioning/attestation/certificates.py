@@ -42,6 +42,8 @@ _HANDLED = frozenset(
     }
 )
 
+_VERSION_TAG = 0xA0
+
 # Signature algorithms that count, by OID. SHA-1 does not: an old intermediate that SHA-1 signs can stand in the
 # policy itself, where its signature is not asked for.
 _RSA_SIGNATURES: dict[str, hashes.HashAlgorithm] = {
@@ -110,14 +112,15 @@ def read_strictly(der: bytes) -> Certificate:
     found: dict[str, x509.ExtensionType] = {e.oid.dotted_string: e.value for e in extensions}
     constraints = found.get(_BASIC_CONSTRAINTS)
     extended = found.get(_EXTENDED_KEY_USAGE)
+    issuer, subject = _names(parsed.tbs_certificate_bytes)
     return Certificate(
         der=der,
         tbs=parsed.tbs_certificate_bytes,
         signature=parsed.signature,
         signature_algorithm=parsed.signature_algorithm_oid.dotted_string,
         serial=parsed.serial_number,
-        subject=parsed.subject.public_bytes(),
-        issuer=parsed.issuer.public_bytes(),
+        subject=subject,
+        issuer=issuer,
         not_before=parsed.not_valid_before_utc,
         not_after=parsed.not_valid_after_utc,
         public_key=verify_allowed(parsed.public_key()),
@@ -160,6 +163,27 @@ def name_text(der: bytes) -> str:
     except _LENIENT_REFUSALS:
         return der.hex()
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _names(tbs: bytes) -> tuple[bytes, bytes]:
+    """Issuer and subject as they stand in a TBSCertificate that has been parsed: re-encoded ones could differ."""
+    fields = []
+    at = _content(tbs, 0)[0]
+    at = _content(tbs, at)[1] if tbs[at] == _VERSION_TAG else at
+    for _ in range(5):  # serialNumber, signature, issuer, validity, subject
+        end = _content(tbs, at)[1]
+        fields.append(tbs[at:end])
+        at = end
+    return fields[2], fields[4]
+
+
+def _content(der: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the element at `at` begins and ends (X.690, 8.1.3)."""
+    length = der[at + 1]
+    if length < 0x80:  # noqa: PLR2004  the short form
+        return at + 2, at + 2 + length
+    begin = at + 2 + (length & 0x7F)
+    return begin, begin + int.from_bytes(der[at + 2 : begin], "big")
 
 
 def _strict_key_usage(value: x509.ExtensionType | None) -> frozenset[str] | None:
