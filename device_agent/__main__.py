@@ -68,7 +68,7 @@ def _run(config: AgentConfig, _: argparse.Namespace) -> int:
 
 
 def _enroll(config: AgentConfig, chosen: argparse.Namespace) -> int:
-    from device_agent.enroll import EnrollmentFailure, Stopped, enroll_until_done, exit_status
+    from device_agent.enroll import AttemptFailure, Stopped, enroll_until_done, exit_status
 
     with _stoppable() as stop, _opened(config, stop) as device:
         current = device.identity.current()
@@ -79,7 +79,7 @@ def _enroll(config: AgentConfig, chosen: argparse.Namespace) -> int:
             enroll_until_done(device, attempts=None if chosen.wait else ENROLL_ATTEMPTS)
         except Stopped:
             return REFUSED
-        except EnrollmentFailure as failure:
+        except AttemptFailure as failure:
             status, text = exit_status(failure)
             return _fail(status, text)
         return _show(chosen, _identity_lines(device))

@@ -1,6 +1,5 @@
 """Is this certificate the one that the service owes this device? Pure: keys, roots and time are arguments."""
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +29,6 @@ class Expectation:
     roots: Sequence[bytes]
     now: datetime
     device_id: str | None = None
-
-
-def key_id(spki: bytes) -> str:
-    """SHA-256 of the SubjectPublicKeyInfo, lower hex: how keys are named everywhere."""
-    return hashlib.sha256(spki).hexdigest()
 
 
 def spki_of(certificate: x509.Certificate) -> bytes:

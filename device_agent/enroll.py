@@ -36,7 +36,7 @@ PENDING_MOST = 2 * EVIDENCE_BODY_MOST
 WAIT_SECONDS = 120.0
 """Before the next attempt where somebody must act first."""
 
-EnrollmentFailure = (
+AttemptFailure = (
     HttpFailure,
     TpmFailure,
     CertificateRefused,
@@ -62,7 +62,7 @@ class _Pending:
 
 
 def enroll_once(device: Device) -> Pair:
-    """One attempt, or the rest of an interrupted one. Raises: any of `EnrollmentFailure`."""
+    """One attempt, or the rest of an interrupted one. Raises: any of `AttemptFailure`."""
     trust = trust_at_hand(device)
     pending_file = _pending_file(device)
     with_service = device.client(trust)
@@ -85,7 +85,7 @@ def enroll_once(device: Device) -> Pair:
 def enroll_until_done(device: Device, *, attempts: int | None = None) -> Pair:
     """Attempts with back-off until there is an identity, the service says stop, or `attempts` are used up.
 
-    With `attempts` a failure that waits for a person ends it too. Raises: any of `EnrollmentFailure`; Stopped.
+    With `attempts` a failure that waits for a person ends it too. Raises: any of `AttemptFailure`; Stopped.
     """
     backoff = Backoff(device.host.jitter)
     made = 0
@@ -93,7 +93,7 @@ def enroll_until_done(device: Device, *, attempts: int | None = None) -> Pair:
         made += 1
         try:
             pair = enroll_once(device)
-        except EnrollmentFailure as failure:
+        except AttemptFailure as failure:
             reaction = reaction_to(failure)
             last = attempts is not None and (made >= attempts or reaction is Reaction.WAIT)
             if last or reaction is Reaction.STOP:

@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from device_agent.certificates import key_id
+from wire.binding import key_id
 from wire.envelope import Verify
 
 

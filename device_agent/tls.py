@@ -16,7 +16,8 @@ from cryptography import x509
 from device_agent.certificates import CertificateRefused, check_dates
 from device_agent.identity import Pair
 
-_X509_V_FLAG_NO_CHECK_TIME = 0x200000  # openssl/x509_vfy.h
+NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME of openssl/x509_vfy.h, which Python does not name."""
 _TLS12_SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
@@ -56,7 +57,7 @@ class ServiceContext(ssl.SSLContext):
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
         context.hostname_checks_common_name = False
         context.verify_flags |= ssl.VERIFY_X509_STRICT
-        context.verify_flags |= ssl.VerifyFlags(_X509_V_FLAG_NO_CHECK_TIME)
+        context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
         context.load_verify_locations(cadata=b"".join(roots))
         if identity is not None:
             context.load_cert_chain(identity.chain_file, identity.key_file)

@@ -162,10 +162,15 @@ class Tpm:
 
     def certificate_request(self, pem: bytes) -> bytes:
         """A CSR (DER) by a device key. Its subject is empty: the service takes names from its own record."""
-        with self.loaded(pem) as handle, named("signing the certificate request"):
-            key: ec.EllipticCurvePrivateKey = tpm_ecc_private_key(self.esapi, handle)
+        with self.signing_key(pem) as key, named("signing the certificate request"):
             builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
             return builder.sign(key, SHA256()).public_bytes(Encoding.DER)
+
+    @contextmanager
+    def signing_key(self, pem: bytes) -> Iterator[ec.EllipticCurvePrivateKey]:
+        """A device key as what `cryptography`'s builders sign with. Raises: DeviceKeyUnusable, TpmRefused."""
+        with self.loaded(pem) as handle:
+            yield tpm_ecc_private_key(self.esapi, handle)
 
     @contextmanager
     def loaded(self, pem: bytes) -> Iterator[ESYS_TR]:
