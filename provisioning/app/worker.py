@@ -44,10 +44,10 @@ async def serve(service: Service, ports: Ports, number: int, ready: int | None) 
         loop.add_signal_handler(name, stop.set)
     listeners, certificates = _listeners(service, ports)
     host = f"{socket.gethostname()}:{service.directory.root}/{number}"
+    socket_path = broker_socket(service.directory)
+    carried_out = duties.hold(service, host, lambda receive: Bridge(socket_path, receive))
     background: list[asyncio.Task[object]] = [
-        asyncio.create_task(
-            duties.hold(service, host, lambda receive: Bridge(broker_socket(service.directory), receive)), name="duties"
-        ),
+        asyncio.create_task(carried_out, name="duties"),
         asyncio.create_task(_reload(certificates), name="tls"),
     ]
     if ready is not None:
