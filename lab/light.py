@@ -231,3 +231,11 @@ def _kdfa(key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
 
 def _sized(data: bytes) -> bytes:
     return len(data).to_bytes(2, "big") + data
+
+
+if __name__ == "__main__":
+    import sys
+
+    from lab.light_cli import main
+
+    sys.exit(main())
