@@ -3,10 +3,14 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from device_agent.tpm import AttestationKey, DeviceKey, Tpm
+from device_agent.tpm import DeviceKey
 from wire.binding import Flow, Part, activation_proof, ak_unique, binding
 from wire.messages import BOOT_LOG_MOST, Challenge, Evidence, PlatformEvidence
+
+if TYPE_CHECKING:
+    from device_agent.tpm.keys import AttestationKey, Tpm
 
 BANKS = ("sha256", "sha384", "sha512")
 PCRS_MOST = 24
@@ -47,7 +51,7 @@ class Attester:
         return log
 
     def attest_key(
-        self, tpm: Tpm, challenge: Challenge, flow: Flow, ek_kind: str, key: DeviceKey, csr: bytes
+        self, tpm: "Tpm", challenge: Challenge, flow: Flow, ek_kind: str, key: DeviceKey, csr: bytes
     ) -> Evidence:
         """Evidence for a new key, without the boot log. Raises: ChallengeRefused, TpmFailure."""
         self._check(challenge)
@@ -64,14 +68,14 @@ class Attester:
             activation_proof=platform.activation_proof,
         )
 
-    def attest_platform(self, tpm: Tpm, challenge: Challenge, ek_kind: str) -> PlatformEvidence:
+    def attest_platform(self, tpm: "Tpm", challenge: Challenge, ek_kind: str) -> PlatformEvidence:
         """Evidence of the platform alone, without the boot log. Raises: ChallengeRefused, TpmFailure."""
         self._check(challenge)
         with tpm.attestation_key(self.unique) as ak:
             return self._platform(ak, challenge, "attest", ek_kind, b"")
 
     def _platform(
-        self, ak: AttestationKey, challenge: Challenge, flow: Flow, ek_kind: str, csr: bytes
+        self, ak: "AttestationKey", challenge: Challenge, flow: Flow, ek_kind: str, csr: bytes
     ) -> PlatformEvidence:
         secret = ak.activate(ek_kind, challenge.credential_blob, challenge.encrypted_secret)
         proof = activation_proof(secret, self._bound(flow, "activate", challenge, csr, ak.name))

@@ -6,6 +6,7 @@ The update path is imported when it is used: most starts of an agent have no upd
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from device_agent import log
@@ -14,7 +15,7 @@ from device_agent.presence import Presence
 from device_agent.release_floor import ReleaseFloor, installed_release
 from device_agent.slots.directory import DirectorySlots
 from device_agent.state import StateDamaged
-from device_agent.tpm import NvCounter, TpmFailure
+from device_agent.tpm import TpmFailure
 from device_agent.trust import NotFoundAtSource
 from ota.refusals import UpdateRefused
 from ota.source import SourceUnavailable
@@ -38,8 +39,13 @@ class Updates:
         self._presence = presence
         self._device = presence.device
         self._directory = self._device.config.state_dir / "update"
-        self._floor = ReleaseFloor(self._directory, NvCounter(self._device.tpm))
         self._latest: Progress | None = None
+
+    @cached_property
+    def _floor(self) -> ReleaseFloor:
+        from device_agent.tpm.counter import NvCounter
+
+        return ReleaseFloor(self._directory, NvCounter(self._device.tpm))
 
     @property
     def is_on_trial(self) -> bool:

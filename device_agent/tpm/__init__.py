@@ -4,7 +4,7 @@ The TPM is opened for one job and closed after it: a job is some milliseconds, a
 nothing else could run meanwhile.
 """
 
-from device_agent.tpm.counter import COUNTER_INDEX, NvCounter
+from device_agent.tpm.access import DeviceKey, Endorsement, TpmAccess
 from device_agent.tpm.errors import (
     CounterMissing,
     DeviceKeyUnusable,
@@ -14,19 +14,14 @@ from device_agent.tpm.errors import (
     TpmRefused,
     TpmUnreachable,
 )
-from device_agent.tpm.keys import AttestationKey, DeviceKey, Endorsement, Tpm, TpmAccess
 
 __all__ = [
-    "COUNTER_INDEX",
-    "AttestationKey",
     "CounterMissing",
     "DeviceKey",
     "DeviceKeyUnusable",
     "Endorsement",
     "NoEndorsementKey",
-    "NvCounter",
     "PcrsKeepChanging",
-    "Tpm",
     "TpmAccess",
     "TpmFailure",
     "TpmRefused",

@@ -3,8 +3,9 @@
 from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_CAP, TPM2_NT, TPMA_NV
 from tpm2_pytss.types import TPM2B_NV_PUBLIC, TPMS_NV_PUBLIC
 
+from device_agent.tpm.access import TpmAccess
 from device_agent.tpm.errors import CounterMissing
-from device_agent.tpm.keys import Tpm, TpmAccess, named
+from device_agent.tpm.keys import Tpm, named
 
 COUNTER_INDEX = 0x01804D55
 """In the range that the TCG's registry leaves to owners (0x01800000 to 0x01BFFFFF)."""

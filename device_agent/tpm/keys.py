@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,6 +32,7 @@ from tpm2_pytss.types import (
 from tpm2_pytss.utils import NVReadEK, create_ek_template
 
 from device_agent.tpm import templates
+from device_agent.tpm.access import DeviceKey, Endorsement, TpmAccess
 from device_agent.tpm.errors import (
     DeviceKeyUnusable,
     NoEndorsementKey,
@@ -51,50 +51,19 @@ _OWNER_PARENT = int(TPM2_RH.OWNER)
 _BANKS = {TPM2_ALG.SHA256: "sha256", TPM2_ALG.SHA384: "sha384", TPM2_ALG.SHA512: "sha512"}
 
 
-@dataclass(frozen=True, slots=True)
-class TpmAccess:
-    """How the TPM is reached, and the hierarchies' authorisations (usually empty)."""
-
-    tcti: str
-    owner_auth: bytes = field(default=b"", repr=False)
-    endorsement_auth: bytes = field(default=b"", repr=False)
-
-    @contextmanager
-    def open(self) -> Iterator["Tpm"]:
-        """The TPM, for one job. Raises: TpmUnreachable."""
-        try:
-            context = ESAPI(self.tcti)
-        except (TSS2_Exception, RuntimeError, ValueError) as error:
-            raise TpmUnreachable(f"no TPM at {self.tcti}: {error}") from error
-        with context:
-            if self.owner_auth:
-                context.tr_set_auth(ESYS_TR.OWNER, self.owner_auth)
-            if self.endorsement_auth:
-                context.tr_set_auth(ESYS_TR.ENDORSEMENT, self.endorsement_auth)
-            yield Tpm(context)
-
-
-@dataclass(frozen=True, slots=True)
-class Endorsement:
-    """One EK with its certificate (DER): `kind` is the template's name, e.g. `EK-RSA2048`."""
-
-    kind: str
-    certificate: bytes
-    intermediates: tuple[bytes, ...] = ()
-
-    @property
-    def algorithm(self) -> str:
-        """`rsa` or `ecc`."""
-        return "rsa" if "RSA" in self.kind else "ecc"
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceKey:
-    """A key that works in one TPM only. `pem` is a TSS2 key file, `public` a TPMT_PUBLIC, `spki` DER."""
-
-    pem: bytes
-    public: bytes
-    spki: bytes
+@contextmanager
+def connect(access: TpmAccess) -> Iterator[ESAPI]:
+    """An ESAPI context with the authorisations set. Raises: TpmUnreachable."""
+    try:
+        context = ESAPI(access.tcti)
+    except (TSS2_Exception, RuntimeError, ValueError) as error:
+        raise TpmUnreachable(f"no TPM at {access.tcti}: {error}") from error
+    with context:
+        if access.owner_auth:
+            context.tr_set_auth(ESYS_TR.OWNER, access.owner_auth)
+        if access.endorsement_auth:
+            context.tr_set_auth(ESYS_TR.ENDORSEMENT, access.endorsement_auth)
+        yield context
 
 
 @contextmanager

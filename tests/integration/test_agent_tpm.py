@@ -15,11 +15,11 @@ from tpm2_pytss.utils import make_credential
 from device_agent.tpm import (
     CounterMissing,
     DeviceKeyUnusable,
-    NvCounter,
     TpmAccess,
     TpmRefused,
     TpmUnreachable,
 )
+from device_agent.tpm.counter import NvCounter
 from lab.virtual import fresh_tpm
 from wire.binding import ak_unique
 from wire.messages import PcrSelection
