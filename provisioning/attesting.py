@@ -56,11 +56,19 @@ class Taken:
     """The stored answer, where this very evidence was accepted before."""
 
 
-def policy_for(row: Record | None, model: str) -> Policy:
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The policy in force for a model, with the id under which challenges refer to it."""
+
+    id: int
+    rules: Policy
+
+
+def policy_for(row: Record | None, model: str) -> InForce:
     """Check 20: the policy in force. Raises: NoPolicyForModel."""
     if row is None:
         raise NoPolicyForModel(expected=f"a policy for model {model}", actual="none")
-    return parse_policy(row.text)
+    return InForce(row.id, parse_policy(row.text))
 
 
 def select_bank(policy: Policy, offered: tuple[str, ...]) -> PcrSelection:
@@ -77,8 +85,7 @@ def challenge_row(
     device: Record,
     ak: AttestationKey,
     selection: PcrSelection,
-    policy: Policy,
-    policy_id: int,
+    policy: InForce,
 ) -> dict[str, Any]:
     """A fresh challenge, as it is stored: the one row that binds EK, AK, nonce and secret (check 8)."""
     now = int(service.clock().timestamp())
@@ -93,8 +100,8 @@ def challenge_row(
         "secret": service.entropy(SECRET_BYTES),
         "pcr_bank": selection.bank,
         "pcrs": json.dumps(selection.pcrs),
-        "boot_log": policy.boot_log,
-        "policy_id": policy_id,
+        "boot_log": policy.rules.boot_log,
+        "policy_id": policy.id,
         "created_at": now,
         "expires_at": now + service.config.limits.challenge_seconds,
         "state": "open",

@@ -38,8 +38,8 @@ class Hsm:
     """The PKCS#11 module and the service's token in it. An empty `module` means: find SoftHSM2."""
 
     module: str = ""
-    token: str = "muster"
-    root_token: str = "root"
+    token: str = "muster"  # noqa: S105  a label
+    root_token: str = "root"  # noqa: S105  a label
     pin_directory: str = "secrets"
     softhsm_configuration: str = "tokens/softhsm2.conf"
     locking: Annotated[str, Cap(8)] = "os"
@@ -49,6 +49,8 @@ class Hsm:
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
+    """How long certificates, CRLs and attestations are good."""
+
     root_days: int = 7300
     issuing_days: int = 3650
     service_days: int = 365
@@ -63,6 +65,8 @@ class Lifetimes:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
+    """Deadlines, caps and rates: what one sender, and all together, may ask for."""
+
     header_deadline_seconds: int = 10
     body_deadline_seconds: int = 15
     idle_seconds: int = 60
@@ -90,6 +94,8 @@ class Commands:
 
 @dataclass(frozen=True, slots=True)
 class Config:
+    """All of it."""
+
     service_name: str
     listen: Listen = field(default_factory=Listen)
     hsm: Hsm = field(default_factory=Hsm)

@@ -40,22 +40,26 @@ FINAL = ("revoked", "decommissioned")
 
 async def begin_enrollment(service: Service, request: EnrollmentRequest, *, source: str) -> Challenge:
     """Step 1. Order: caps (the decoder), registered EK, policy, chain, AK, MakeCredential. Raises: Refusal."""
-    device: Record | None = None
+    known: Record | None = None
     try:
         ek_id = _ek_id(request)
-        device, policy_row, passed_today = await service.store.read(lambda tx: _look_up(tx, request, ek_id, service))
+        found = await service.store.read(lambda tx: _look_up(tx, service, request, ek_id))
+        device, policy_row, passed_today = found
+        known = device
         policy = attesting.policy_for(policy_row, device.model)
-        if passed_today >= policy.enrollments_per_day:
-            raise EnrollmentQuotaSpent(expected=f"at most {policy.enrollments_per_day} a day", actual=passed_today)
+        if passed_today >= policy.rules.enrollments_per_day:
+            raise EnrollmentQuotaSpent(
+                expected=f"at most {policy.rules.enrollments_per_day} a day", actual=passed_today
+            )
         registered = device.ek_id if device.ek_trust == "key" else None
-        ek = verify_endorsement(request, policy, service.clock(), registered)
+        ek = verify_endorsement(request, policy.rules, service.clock(), registered)
         ak = verify_attestation_key(request.ak_public)
-        selection = attesting.select_bank(policy, request.pcr_banks)
-        row = attesting.challenge_row(service, "enroll", device, ak, selection, policy, policy_row.id)
+        selection = attesting.select_bank(policy.rules, request.pcr_banks)
+        row = attesting.challenge_row(service, "enroll", device, ak, selection, policy)
         intermediates = json.dumps([b64url(der) for der in request.ek_intermediates])
         challenge = attesting.challenge_message(service, row, ek)
     except Refusal as refusal:
-        where = Refused("enroll", source, device.id if device else None, request.serial)
+        where = Refused("enroll", source, known.id if known else None, request.serial)
         await attesting.record_refusal(service, refusal, where)
         raise
 
@@ -99,7 +103,7 @@ def _ek_id(request: EnrollmentRequest) -> str:
 
 
 def _look_up(
-    tx: Connection, request: EnrollmentRequest, ek_id: str, service: Service
+    tx: Connection, service: Service, request: EnrollmentRequest, ek_id: str
 ) -> tuple[Record, Record | None, int]:
     """Check 18, first part: which record this TPM is. The claimed serial must be the record's."""
     device = devices.by_ek(tx, ek_id)

@@ -27,6 +27,7 @@ from wire.messages import Registered, Registration, RegistrationRequest
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 """Also an X520SerialNumber, so that it can stand in a certificate as it is."""
 MODEL = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+BUDGET_MOST = 10_000_000
 STATION = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 
 
@@ -40,8 +41,10 @@ class StationIdentity:
 
 async def add_station(service: Service, name: str, budget: int, csr: bytes, *, by: str) -> IssuedCertificate:
     """A certificate for a station and a fresh budget; a known station's certificate is replaced. Raises: Refusal."""
-    if STATION.fullmatch(name) is None or not 0 <= budget <= 10_000_000:
-        raise RegistrationMalformed(expected="a name of a-z 0-9 . - and a budget of at most 10000000", actual=name)
+    if STATION.fullmatch(name) is None or not 0 <= budget <= BUDGET_MOST:
+        raise RegistrationMalformed(
+            expected=f"a name of a-z 0-9 . - and a budget of at most {BUDGET_MOST}", actual=name
+        )
     now = service.clock()
     key = verify_csr(csr, None).spki
     entry = leaf(service, "station", now, name=name, budget=budget, by=by)

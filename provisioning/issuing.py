@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -43,10 +42,22 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class IssuedCertificate:
+    """A certificate that is in the database, in DER."""
+
     serial: str
     der: bytes
     not_before: datetime
     not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A certificate whose serial and bytes are durable. A `signature` is there where it was issued before."""
+
+    serial: str
+    profile: str
+    tbs: bytes
+    signature: bytes | None
 
 
 Recorded = Callable[[Connection, IssuedCertificate], None]
@@ -95,12 +106,12 @@ def _issuer(certificate: bytes) -> Issuer:
     return issuer_of(certificate)
 
 
-def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> Any:
+def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> Reserved:
     """The row that will be signed: the one that this request reserved before, or a new one."""
     if order.enrollment_id is not None:
         before = enrollments.certificate_of_enrollment(tx, order.enrollment_id)
         if before is not None:
-            return before
+            return Reserved(before.serial, before.profile, before.tbs, before.signature)
     over = key_id(order.wanted.public_key)
     if isinstance(order.wanted, Ldevid) and (others := enrollments.certificates_by_key(tx, over)):
         raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {others[0].serial}")
@@ -119,7 +130,7 @@ def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> An
         "signature": None,
     }
     enrollments.add_certificate(tx, row)
-    return SimpleNamespace(**row)
+    return Reserved(serial_text(tbs.serial), tbs.profile.value, tbs.der, None)
 
 
 def verify_signature(key: ec.EllipticCurvePublicKey, tbs: bytes, signature: bytes) -> None:
@@ -131,7 +142,7 @@ def verify_signature(key: ec.EllipticCurvePublicKey, tbs: bytes, signature: byte
 
 
 def _record(
-    tx: Connection, reserved: Any, signature: bytes, entry: dict[str, Any], recorded: Recorded
+    tx: Connection, reserved: Reserved, signature: bytes, entry: dict[str, Any], recorded: Recorded
 ) -> IssuedCertificate:
     """Write signature, leaf and what belongs to them; the first of two equal requests wins, both get its answer."""
     first = enrollments.sign_certificate(tx, reserved.serial, signature)

@@ -8,7 +8,7 @@ from provisioning.transparency import leaf_bytes, leaf_hash, leaf_of
 from wire.codec import encode
 
 
-def leaf(service: Service, kind: str, now: datetime, **record: Any) -> dict[str, Any]:
+def leaf(service: Service, kind: str, now: datetime, **record: object) -> dict[str, Any]:
     """A leaf's row, for the transaction of what it records. The salt keeps the public hash from being guessed."""
     salt = service.entropy(32)
     content = encode(record)

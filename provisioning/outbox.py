@@ -189,15 +189,15 @@ async def _challenge(service: Service, flow: Flow, device_id: str, now: datetime
     policy = policy_for(policy_row, device.model)
     request = EnrollmentRequest(
         ak_public=device.ak_public,
-        pcr_banks=policy.banks,
+        pcr_banks=policy.rules.banks,
         ek_certificate=device.ek_certificate,
         ek_intermediates=tuple(
             unb64url(text) for text in parse_json(device.ek_intermediates.encode(), limit=BODY_MOST)
         ),
     )
-    ek = verify_endorsement(request, policy, now, device.ek_id if device.ek_trust == "key" else None)
+    ek = verify_endorsement(request, policy.rules, now, device.ek_id if device.ek_trust == "key" else None)
     ak = verify_attestation_key(device.ak_public)
-    row = challenge_row(service, flow, device, ak, select_bank(policy, policy.banks), policy, policy_row.id)
+    row = challenge_row(service, flow, device, ak, select_bank(policy.rules, policy.rules.banks), policy)
     return challenge_message(service, row, ek), row
 
 

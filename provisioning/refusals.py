@@ -20,7 +20,7 @@ class Finding:
     cure: str = ""
 
 
-class Refusal(Exception):  # noqa: N818  a refusal is an answer, not an error
+class Refusal(Exception):
     """Something from outside was refused, by name."""
 
     code: ClassVar[str]

@@ -24,6 +24,7 @@ from provisioning.issuing import IssuedCertificate, Order, issue, renew_after
 from provisioning.journal import leaf
 from provisioning.refusals import MessageNotAuthentic, MessageOutOfOrder, Refusal, RequestMalformed
 from provisioning.service import Service
+from wire.binding import Flow
 from wire.codec import MalformedMessage, decode, encode
 from wire.envelope import MAX_ENVELOPE, EnvelopeNotAuthentic, open_envelope, unverified_payload_type
 from wire.messages import (
@@ -293,7 +294,7 @@ async def _command(service: Service, message_id: str, device_id: str, kind: str)
     return command
 
 
-async def _take(service: Service, flow: attesting.Flow, command: Record, digest: bytes) -> attesting.Taken:
+async def _take(service: Service, flow: Flow, command: Record, digest: bytes) -> attesting.Taken:
     challenge_id = outbox.challenge_id(command)
     return await attesting.take(
         service, flow, challenge_id, digest, arrived=service.clock(), device_id=command.device_id

@@ -38,6 +38,8 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class Service:
+    """One process's parts."""
+
     config: Config
     directory: DataDirectory
     store: Store

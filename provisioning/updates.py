@@ -11,7 +11,8 @@ from ota.director import director_metadata, next_version
 from ota.files import read_at_most
 from ota.refusals import UpdateRefused
 from ota.release import release_claims
-from ota.verify import Floor, NotFoundAtSource, VerifiedTarget, verify_repository, verify_roots
+from ota.source import NotFoundAtSource
+from ota.verify import VerifiedTarget, verify_repository, verify_roots
 from provisioning import outbox
 from provisioning.db import commands, devices, leaves
 from provisioning.db.devices import Record
@@ -23,7 +24,7 @@ DIRECTOR_KEY = "director-online"
 
 
 async def record_releases(service: Service, *, by: str) -> list[Record]:
-    """Read the published image repository, verified from its own root, and note each release. Raises: ReleaseRefused."""
+    """Read the image repository, verified as a device would, and note each release. Raises: ReleaseRefused."""
     now = service.clock()
     try:
         targets = await asyncio.to_thread(_published, service, now)
@@ -153,4 +154,4 @@ def _published(service: Service, now: datetime) -> dict[str, VerifiedTarget]:
             raise NotFoundAtSource(path)
         return content
 
-    return verify_repository(verify_roots(root, fetch), fetch, Floor(), now).targets
+    return verify_repository(verify_roots(root, fetch), fetch, (), now).targets

@@ -24,6 +24,7 @@ MAX_DEPTH = 16
 MAX_TEXT = 4096
 MAX_ITEMS = 256
 MAX_INT = 2**63 - 1
+MAX_DIGITS = 20
 
 
 class MalformedMessage(ValueError):
@@ -73,7 +74,8 @@ def parse_json(data: bytes, *, limit: int) -> Any:
 
 def load(cls: type[T], value: Any, *, ignore_unknown: bool = False, where: str = "") -> T:
     """A message of `cls` out of parsed JSON (or TOML). Raises: MalformedMessage."""
-    result: T = _loader(cls, ignore_unknown)(value, where)
+    hint: Any = cls
+    result: T = _loader(hint, ignore_unknown)(value, where)
     return result
 
 
@@ -125,7 +127,7 @@ _Loader = Callable[[Any, str], Any]
 
 
 @cache
-def _loader(hint: Any, ignore_unknown: bool) -> _Loader:
+def _loader(hint: Any, ignore_unknown: bool) -> _Loader:  # noqa: FBT001  a key of the cache
     if get_origin(hint) is Annotated:
         base, *notes = get_args(hint)
         cap = next(note.most for note in notes if isinstance(note, Cap))
@@ -133,7 +135,7 @@ def _loader(hint: Any, ignore_unknown: bool) -> _Loader:
     return _value_loader(hint, None, ignore_unknown)
 
 
-def _value_loader(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader:
+def _value_loader(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader:  # noqa: FBT001  a key of the cache
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _optional(hint, cap, ignore_unknown)
@@ -155,7 +157,7 @@ def _value_loader(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader:
     return scalars[hint]
 
 
-def _optional(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader:
+def _optional(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader:  # noqa: FBT001  a key of the cache
     (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
     loader = _loader(inner, ignore_unknown) if cap is None else _value_loader(inner, cap, ignore_unknown)
     return lambda value, where: None if value is None else loader(value, where)
@@ -238,7 +240,7 @@ def _dict(item: _Loader, cap: int) -> _Loader:
     return loader
 
 
-def _dataclass(cls: Any, ignore_unknown: bool) -> _Loader:
+def _dataclass(cls: Any, ignore_unknown: bool) -> _Loader:  # noqa: FBT001  a key of the cache
     hints = get_type_hints(cls, include_extras=True)
     fields = {f.name: _loader(hints[f.name], ignore_unknown) for f in dataclasses.fields(cls) if f.init}
     required = {
@@ -272,7 +274,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20:  # int() of a long text is quadratic; 64 bits need 20 characters
+    if len(digits) > MAX_DIGITS:  # int() of a long text is quadratic
         raise MalformedMessage("", "holds an integer of more than 64 bits")
     return int(digits)
 

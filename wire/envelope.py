@@ -14,12 +14,16 @@ MAX_ENVELOPE = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Signature:
+    """One signature; `keyid` is a hint, never trusted by itself."""
+
     keyid: Annotated[str, Cap(128)]
     sig: Annotated[str, Cap(1024)]
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
+    """The envelope as it travels. Its texts are standard base64, as DSSE wants."""
+
     payloadType: Annotated[str, Cap(128)]  # noqa: N815  DSSE's own field name
     payload: Annotated[str, Cap(MAX_ENVELOPE)]
     signatures: Annotated[tuple[Signature, ...], Cap(4)]

@@ -45,6 +45,8 @@ class EnrollmentRequest:
 
 @dataclass(frozen=True, slots=True)
 class PcrSelection:
+    """Which PCRs of which bank a quote must cover, in this order."""
+
     bank: Annotated[str, Cap(16)]
     pcrs: Annotated[tuple[int, ...], Cap(24)]
 
@@ -108,6 +110,8 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class MqttAddress:
+    """Where the broker is."""
+
     host: Annotated[str, Cap(255)]
     port: int
 
@@ -152,6 +156,8 @@ class RegistrationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
+    """The ids that the server minted, in the order of the request, and what is left of the budget."""
+
     device_ids: Annotated[tuple[Identifier, ...], Cap(1000)]
     budget_left: int
 

@@ -15,6 +15,8 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(StrEnum):
+    """The class of a refusal."""
+
     MALFORMED = "malformed"
     TOO_LARGE = "too-large"
     TOO_SLOW = "too-slow"
@@ -38,6 +40,7 @@ class Problem(StrEnum):
 
     @property
     def uri(self) -> str:
+        """The problem-type URI."""
         return PREFIX + self.value
 
 

@@ -26,7 +26,5 @@ EVERY_UP = f"{ROOT}/+/up"
 
 def device_of(topic: str) -> str | None:
     """The device of an `up` topic, or None where it is not one."""
-    parts = topic.split("/")
-    if len(parts) != 4 or "/".join(parts[:2]) != ROOT or parts[3] != "up" or not is_device_id(parts[2]):
-        return None
-    return parts[2]
+    device = topic.removeprefix(f"{ROOT}/").removesuffix("/up")
+    return device if is_device_id(device) and topic == up(device) else None

@@ -66,7 +66,10 @@ class Installation:
 
 
 def initialize(directory: DataDirectory, wanted: Installation) -> None:
-    """Make an installation. Nothing is left behind where a step fails. Raises: ConfigurationRefused, HsmError, OSError."""
+    """Make an installation; where a step fails nothing is left behind.
+
+    Raises: ConfigurationRefused, HsmError, OSError.
+    """
     _refuse_occupied(directory)
     directory.root.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{directory.root.name}.", dir=directory.root.parent))

@@ -72,7 +72,7 @@ def conflicts(tx: Connection, serial: str, ek_id: str) -> list[Record]:
     return list(tx.execute(select(device).where(or_(device.c.serial == serial, device.c.ek_id == ek_id))))
 
 
-def change(tx: Connection, device_id: str, **columns: Any) -> None:
+def change(tx: Connection, device_id: str, **columns: object) -> None:
     """Set columns of one device."""
     tx.execute(update(device).where(device.c.id == device_id).values(**columns))
 
@@ -138,5 +138,4 @@ def add_operator(tx: Connection, *, name: str, role: str, token_sha256: str, now
 
 def releases_of(tx: Connection, device_id: str) -> list[Record]:
     """The releases whose reference values this device may show: the one it committed and the one assigned to it."""
-    found = [*tx.execute(_COMMITTED, {"id": device_id}), *tx.execute(_ASSIGNED, {"id": device_id})]
-    return found
+    return [*tx.execute(_COMMITTED, {"id": device_id}), *tx.execute(_ASSIGNED, {"id": device_id})]

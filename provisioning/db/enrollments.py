@@ -55,7 +55,7 @@ def take(tx: Connection, enrollment_id: str, evidence_sha256: bytes) -> bool:
     return tx.execute(_TAKE, {"one": enrollment_id, "hash": evidence_sha256}).rowcount == 1
 
 
-def close(tx: Connection, enrollment_id: str, **columns: Any) -> None:
+def close(tx: Connection, enrollment_id: str, **columns: object) -> None:
     """End a challenge; its secret goes."""
     tx.execute(update(enrollment).where(enrollment.c.id == enrollment_id).values(secret=None, **columns))
 

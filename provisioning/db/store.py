@@ -5,9 +5,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
 from provisioning.refusals import StorageUnavailable
@@ -60,9 +61,11 @@ def open_sqlite(path: Path, *, read_only: bool) -> Engine:
     )
 
     @event.listens_for(engine, "connect")
-    def _pragmas(connection: Any, _record: Any) -> None:
+    def _pragmas(connection: DBAPIConnection, _record: object) -> None:
         for pragma in ["journal_mode=WAL"] * (not read_only) + ["foreign_keys=ON", "synchronous=FULL"]:
-            connection.execute(f"PRAGMA {pragma}")
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Enrollment from the request to the durable certificate, on a real TPM, SoftHSM2 and SQLite: who wins, who is refused."""
+"""Enrollment from the request to the durable certificate, on real parts: who wins, who is refused."""
 
 import asyncio
 import json
