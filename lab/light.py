@@ -67,19 +67,19 @@ class LightKey:
         return _named(_ENDORSEMENT.to_bytes(4, "big") + self.name)
 
 
-def make_ak() -> LightKey:
+def make_ak(private: ec.EllipticCurvePrivateKey | None = None) -> LightKey:
     """An attestation key: restricted, with its scheme in the template."""
-    return _make_key(_AK_ATTRIBUTES, struct.pack(">HH", _ECDSA, _SHA256))
+    return _make_key(private, _AK_ATTRIBUTES, struct.pack(">HH", _ECDSA, _SHA256))
 
 
 def make_device_key() -> LightKey:
     """A device key: signs anything, its scheme chosen by the caller."""
-    return _make_key(_DEVICE_ATTRIBUTES, struct.pack(">H", _NULL))
+    return _make_key(None, _DEVICE_ATTRIBUTES, struct.pack(">H", _NULL))
 
 
-def _make_key(attributes: int, scheme: bytes) -> LightKey:
+def _make_key(private: ec.EllipticCurvePrivateKey | None, attributes: int, scheme: bytes) -> LightKey:
     """TPMT_PUBLIC of a signing key (Part 2, 12.2.4)."""
-    private = ec.generate_private_key(ec.SECP256R1())
+    private = private or ec.generate_private_key(ec.SECP256R1())
     point = private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     public = b"".join(
         (

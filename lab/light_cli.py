@@ -2,14 +2,14 @@
 
 import argparse
 import json
-import ssl
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from lab.light_fleet import load_fleet, make_fleet
-from lab.light_load import LoadFailed, Report, Target, run_load, verify_answers
+from lab.light_load import LoadFailed, Plan, Report, Target, run_plan, verify_identities
 from lab.light_null import null_service
 
 CEILING_FACTOR = 2
@@ -37,15 +37,24 @@ def _load(chosen: argparse.Namespace) -> int:
     url = urlsplit(chosen.url)
     if url.scheme != "https" or url.hostname is None or url.port is None:
         raise ValueError(f"{chosen.url!r} is not https://HOST:PORT")
-    target = Target(url.hostname, url.port, ssl.create_default_context(cafile=chosen.ca))
-    devices = load_fleet(chosen.directory)[chosen.first :][: chosen.devices]
+    target = Target(url.hostname, url.port, chosen.ca.read_text(encoding="ascii"))
+    devices = load_fleet(chosen.directory, chosen.first, chosen.devices)
     if not devices:
         raise ValueError(f"{chosen.directory} holds no such devices")
-    report = run_load(devices, target, connections=chosen.connections, new_tls=chosen.new_tls)
-    verify_answers(report)
+    plan = Plan(
+        chosen.directory,
+        chosen.first,
+        len(devices),
+        target,
+        connections=chosen.connections,
+        processes=chosen.processes,
+        new_tls=chosen.new_tls,
+    )
+    report = run_plan(plan)
+    verify_identities(report)
     sample = devices[: chosen.ceiling_devices]
     with null_service(sample) as null:
-        ceiling = run_load(sample, null, connections=chosen.connections, new_tls=chosen.new_tls)
+        ceiling = run_plan(replace(plan, target=null, devices=len(sample)))
     print(json.dumps(_summary(report, ceiling)))
     if report.lost or ceiling.lost:
         raise LoadFailed(f"devices were lost: {dict(report.lost or ceiling.lost)}")
@@ -60,7 +69,7 @@ def _summary(report: Report, ceiling: Report) -> dict[str, object]:
     return {
         "enrollments": len(report.latencies),
         "lost": sum(report.lost.values()),
-        "seconds": round(report.seconds, 3),
+        "seconds": round(report.ended - report.began, 3),
         "enrollments_per_second": round(report.per_second, 1),
         "p50_ms": round(report.percentile_ms(50), 1),
         "p99_ms": round(report.percentile_ms(99), 1),
@@ -84,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--devices", type=int, default=3000, help="at most so many")
     load.add_argument("--first", type=int, default=0, help="leave out so many")
     load.add_argument("--connections", type=int, default=32)
+    load.add_argument("--processes", type=int, default=2)
     load.add_argument("--new-tls", action="store_true", help="a new TLS connection for each device")
     load.add_argument("--ceiling-devices", type=int, default=500, help="devices for the generator's own ceiling")
     return parser

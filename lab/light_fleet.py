@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import combinations, islice
 from pathlib import Path
+from time import time
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -28,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from lab.firmware import make_image
-from lab.light import LightBoot, LightDevice
+from lab.light import LightBoot, LightDevice, make_ak
 from ota.firmware import event_log, measure
 
 EXPONENT = 65537
@@ -63,7 +64,7 @@ class FleetFiles:
 
     @property
     def keys(self) -> Path:
-        """One JSON object a device: serial, EK (PKCS#8), EK certificate. Mode 0600."""
+        """One JSON object a device: serial, EK and AK (PKCS#8), EK certificate. Mode 0600."""
         return self.directory / "fleet.jsonl"
 
     @property
@@ -98,8 +99,9 @@ def make_fleet(directory: Path, count: int, *, model: str = "light", prefix: str
         for number, ek in enumerate(islice(_eks(count), count)):
             serial = f"{prefix}-{number:05d}"
             certificate = _base64(_ek_certificate(ek, ca_key, root))
-            private = _base64(ek.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
-            keys.write(json.dumps({"serial": serial, "ek": private, "certificate": certificate}) + "\n")
+            ak = ec.generate_private_key(ec.SECP256R1())
+            entry = {"serial": serial, "ek": _private(ek), "ak": _private(ak), "certificate": certificate}
+            keys.write(json.dumps(entry) + "\n")
             rows.append((serial, model, certificate))
     for first in range(0, count, REGISTRATION_MOST):
         with (directory / f"devices-{first:05d}.csv").open("w", encoding="utf-8", newline="") as file:
@@ -111,16 +113,23 @@ def make_fleet(directory: Path, count: int, *, model: str = "light", prefix: str
     return files
 
 
-def load_fleet(directory: Path) -> list[LightDevice]:
-    """The devices of a folder, each with a fresh AK. Raises: OSError, ValueError."""
-    boot = light_boot()
+def load_fleet(directory: Path, first: int = 0, count: int = FLEET_MOST) -> list[LightDevice]:
+    """Devices of a folder, in its order, each with its AK. Their clocks go on from run to run, as a TPM's would.
+
+    Raises: OSError, ValueError.
+    """
+    boot, clock_ms = light_boot(), int(time() * 1000)
     devices = []
-    for line in FleetFiles(directory).keys.read_text(encoding="ascii").splitlines():
+    for line in FleetFiles(directory).keys.read_text(encoding="ascii").splitlines()[first : first + count]:
         entry = json.loads(line)
-        ek = load_der_private_key(base64.b64decode(entry["ek"]), None, unsafe_skip_rsa_key_validation=True)
-        if not isinstance(ek, rsa.RSAPrivateKey):
-            raise TypeError("an EK of the fleet is not an RSA key")
-        devices.append(LightDevice(entry["serial"], ek, base64.b64decode(entry["certificate"]), boot))
+        ek, ak = (
+            load_der_private_key(base64.b64decode(entry[name]), None, unsafe_skip_rsa_key_validation=True)
+            for name in ("ek", "ak")
+        )
+        if not isinstance(ek, rsa.RSAPrivateKey) or not isinstance(ak, ec.EllipticCurvePrivateKey):
+            raise ValueError(f"{entry['serial']} has keys of another kind")  # noqa: TRY004  a bad file
+        certificate = base64.b64decode(entry["certificate"])
+        devices.append(LightDevice(entry["serial"], ek, certificate, boot, make_ak(ak), clock_ms))
     return devices
 
 
@@ -194,6 +203,10 @@ def _ek_certificate(ek: rsa.RSAPrivateKey, ca_key: ec.EllipticCurvePrivateKey, r
 
 def _usage(only: str) -> x509.KeyUsage:
     return x509.KeyUsage(**{name: name == only for name in _KEY_USAGES})
+
+
+def _private(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
+    return _base64(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def _base64(data: bytes) -> str:

@@ -5,18 +5,24 @@ sockets, and just as much HTTP/1.1 as the service speaks.
 """
 
 import contextlib
+import multiprocessing
 import selectors
 import socket
 import ssl
 from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from time import perf_counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from threading import BrokenBarrierError
+from time import monotonic
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lab.light import LightDevice
+from lab.light_fleet import load_fleet
 from wire.codec import MalformedMessage, decode, encode
 from wire.messages import Challenge, Issued
 
@@ -34,26 +40,31 @@ class LoadFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to enroll. The server's certificate is verified against `context` for `host`."""
+    """Where to enroll. The server's certificate must chain to `ca_pem` and name `host`."""
 
     host: str
     port: int
-    context: ssl.SSLContext
+    ca_pem: str
 
 
 @dataclass(slots=True)
 class Report:
-    """One run. `latencies` in seconds, from the first byte sent to the certificate. `lost` counts devices by reason."""
+    """One run. `identities`: certificate serial and device id. `lost` counts devices by reason.
 
-    seconds: float = 0.0
+    `began` and `ended` are seconds of the machine's monotonic clock; `latencies` are seconds from the first byte sent
+    to the certificate.
+    """
+
+    began: float = 0.0
+    ended: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    answers: list[tuple[LightDevice, bytes]] = field(default_factory=list)
+    identities: list[tuple[int, str]] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)
 
     @property
     def per_second(self) -> float:
         """Enrollments completed a second."""
-        return len(self.latencies) / self.seconds if self.seconds else 0.0
+        return len(self.latencies) / (self.ended - self.began) if self.ended > self.began else 0.0
 
     def percentile_ms(self, percent: float) -> float:
         """The latency that so many per cent stayed below, in milliseconds."""
@@ -63,48 +74,112 @@ class Report:
         return 1000 * ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-def run_load(devices: Iterable[LightDevice], target: Target, *, connections: int, new_tls: bool = False) -> Report:
-    """Enroll every device once; `new_tls` opens a connection for each. Keys and requests are made before the clock.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which devices of a fleet's folder enroll where, over how many connections, out of how many processes."""
+
+    directory: Path
+    first: int
+    devices: int
+    target: Target
+    connections: int = 32
+    processes: int = 2
+    new_tls: bool = False
+
+
+def run_plan(plan: Plan) -> Report:
+    """Enroll every device of the plan once. Keys, requests and processes are made before the clock.
 
     Raises: LoadFailed.
     """
+    spawn = multiprocessing.get_context("spawn")
+    shares = [
+        replace(
+            plan,
+            first=plan.first + plan.devices * number // plan.processes,
+            devices=plan.devices * (number + 1) // plan.processes - plan.devices * number // plan.processes,
+            connections=max(1, plan.connections // plan.processes),
+        )
+        for number in range(plan.processes)
+    ]
+    barrier = spawn.Barrier(plan.processes)
+    with ProcessPoolExecutor(plan.processes, spawn, _keep_barrier, (barrier,)) as pool:
+        reports = list(pool.map(_run_share, shares))
+    return Report(
+        min(report.began for report in reports),
+        max(report.ended for report in reports),
+        [latency for report in reports for latency in report.latencies],
+        [identity for report in reports for identity in report.identities],
+        sum((report.lost for report in reports), Counter()),
+    )
+
+
+def run_load(
+    devices: Iterable[LightDevice],
+    target: Target,
+    *,
+    connections: int,
+    new_tls: bool = False,
+    ready: Callable[[], object] = lambda: None,
+) -> Report:
+    """Enroll every device once, in this process; `ready` is called when all is prepared. Raises: LoadFailed."""
     waiting: deque[tuple[LightDevice, bytes]] = deque()
     for device in devices:
         device.prepare()
         waiting.append((device, _post("/v1/enrollments", target, encode(device.request()))))
-    run = _Run(target, waiting, Report(), new_tls)
+    run = _Run(target, waiting, Report(), new_tls, ssl.create_default_context(cadata=target.ca_pem))
     lanes = [_Lane(run) for _ in range(min(connections, len(waiting)))]
-    began = perf_counter()
+    ready()
+    run.report.began = monotonic()
     for lane in lanes:
         lane.next_device()
     while run.busy:
-        ready = run.selector.select(STALL_SECONDS)
-        if not ready:
+        events = run.selector.select(STALL_SECONDS)
+        if not events:
             raise LoadFailed(f"no answer within {STALL_SECONDS} s; {len(waiting)} devices are still waiting")
-        for key, _ in ready:
+        for key, _ in events:
             key.data.on_ready()
-    run.report.seconds = perf_counter() - began
+    run.report.ended = monotonic()
     for lane in lanes:
         lane.close()
     run.selector.close()
+    run.report.identities = [_identity(device, body) for device, body in run.answers]
     return run.report
 
 
-def verify_answers(report: Report) -> None:
-    """Every certificate is over its device's key, and no two devices share an identity. Raises: LoadFailed."""
-    serials: set[int] = set()
-    names: set[str] = set()
-    for device, body in report.answers:
-        issued = decode(Issued, body, limit=RESPONSE_MOST, ignore_unknown=True)
-        certificate = x509.load_der_x509_certificate(issued.certificate)
-        assert device.device_key is not None  # noqa: S101  it enrolled
-        spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if certificate.public_key().public_bytes(*spki) != device.device_key.private.public_key().public_bytes(*spki):
-            raise LoadFailed(f"{device.serial} got a certificate over another key")
-        serials.add(certificate.serial_number)
-        names.add(issued.device_id)
-    if not len(serials) == len(names) == len(report.answers):
-        raise LoadFailed(f"{len(report.answers)} answers, {len(serials)} serials, {len(names)} identities")
+def verify_identities(report: Report) -> None:
+    """No two devices share a certificate or an identity. Raises: LoadFailed."""
+    serials, names = ({each[part] for each in report.identities} for part in (0, 1))
+    if not len(serials) == len(names) == len(report.identities):
+        raise LoadFailed(f"{len(report.identities)} answers, {len(serials)} serials, {len(names)} identities")
+
+
+def _identity(device: LightDevice, body: bytes) -> tuple[int, str]:
+    """Serial and id of what was issued, once it is over the device's key. Raises: LoadFailed."""
+    issued = decode(Issued, body, limit=RESPONSE_MOST, ignore_unknown=True)
+    if not issued.certificate.strip(b"\0"):  # the null service's
+        return len(body), issued.device_id
+    certificate = x509.load_der_x509_certificate(issued.certificate)
+    if device.device_key is None or certificate.public_key() != device.device_key.private.public_key():
+        raise LoadFailed(f"{device.serial} got a certificate over another key")
+    return certificate.serial_number, issued.device_id
+
+
+_barriers: list[Barrier] = []
+"""The worker process's one barrier: it cannot travel with a task."""
+
+
+def _keep_barrier(barrier: Barrier) -> None:
+    _barriers.append(barrier)
+
+
+def _run_share(share: Plan) -> Report:
+    devices = load_fleet(share.directory, share.first, share.devices)
+    try:
+        ready = partial(_barriers[0].wait, STALL_SECONDS)
+        return run_load(devices, share.target, connections=share.connections, new_tls=share.new_tls, ready=ready)
+    except BrokenBarrierError as error:
+        raise LoadFailed("another process of the load did not start") from error
 
 
 @dataclass(slots=True)
@@ -113,6 +188,8 @@ class _Run:
     waiting: deque[tuple[LightDevice, bytes]]
     report: Report
     new_tls: bool
+    context: ssl.SSLContext
+    answers: list[tuple[LightDevice, bytes]] = field(default_factory=list)
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     busy: int = 0
 
@@ -143,7 +220,7 @@ class _Lane:
             return
         self._device, self._out = self._run.waiting.popleft()
         self._handler = self._on_challenge
-        self._began = perf_counter()
+        self._began = monotonic()
         if self._sock is None:
             self._open()
         self.on_ready()
@@ -172,7 +249,7 @@ class _Lane:
             raise LoadFailed(f"{target.host}:{target.port}: {error}") from error
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.setblocking(False)  # noqa: FBT003  the name says it
-        self._sock = target.context.wrap_socket(plain, server_hostname=target.host, do_handshake_on_connect=False)
+        self._sock = self._run.context.wrap_socket(plain, server_hostname=target.host, do_handshake_on_connect=False)
 
     def _exchange(self) -> None:
         sock = self._sock
@@ -230,8 +307,8 @@ class _Lane:
             self._lose(f"{status} {body[:300].decode(errors='replace')}")
             return
         assert self._device is not None  # noqa: S101  it asked
-        self._run.report.latencies.append(perf_counter() - self._began)
-        self._run.report.answers.append((self._device, body))
+        self._run.report.latencies.append(monotonic() - self._began)
+        self._run.answers.append((self._device, body))
         self.next_device()
 
     def _lose(self, why: str) -> None:
