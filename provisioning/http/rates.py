@@ -8,6 +8,9 @@ GLOBAL = ""
 """The key of the limit over all addresses: no address is an empty text."""
 
 
+_ROUNDING_SECONDS = 1e-9
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """`per_second` on average, `burst` at once."""
@@ -24,7 +27,7 @@ def conforms(arrival: float, now: float, rate: Rate) -> tuple[float, float]:
     interval = 1 / rate.per_second
     start = max(arrival, now)
     wait = start + interval - now - rate.burst * interval
-    return (arrival, wait) if wait > 0 else (start + interval, 0.0)
+    return (arrival, wait) if wait > _ROUNDING_SECONDS else (start + interval, 0.0)
 
 
 def source_key(address: str) -> str:

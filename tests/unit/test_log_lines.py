@@ -1,0 +1,56 @@
+"""Log lines: one event one line, whatever the fields hold; no secret by name; nothing endless."""
+
+import io
+import json
+import logging
+
+import pytest
+import structlog
+
+from provisioning.app.logging import FIELD_MOST, configure_logging
+
+
+@pytest.fixture
+def lines():
+    stream = io.StringIO()
+    configure_logging(stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    structlog.reset_defaults()
+    logging.basicConfig(force=True, handlers=[logging.NullHandler()])
+
+
+@pytest.mark.parametrize("hostile", ["a\nb", "a\r\nb", "\x1b[31mred", "a\u2028b", "a\x00b", '"}{"event":"forged"}'])
+def test_a_hostile_field_stays_inside_its_line(lines, hostile):
+    structlog.get_logger().info("event", field=hostile)
+    (line,) = lines()
+    assert line["event"] == "event"
+    assert line["field"] == hostile
+
+
+def test_a_traceback_is_a_field_of_one_line(lines):
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    (line,) = lines()
+    assert "ValueError" in line["exception"]
+
+
+@pytest.mark.parametrize("name", ["pin", "token", "operator_token", "client_secret", "Authorization", "password"])
+def test_a_field_named_like_a_secret_is_hidden(lines, name):
+    structlog.get_logger().info("event", **{name: "canary"})
+    assert "canary" not in json.dumps(lines())
+
+
+def test_a_long_field_is_cut(lines):
+    structlog.get_logger().info("event", text="x" * 100_000, raw=b"\xff" * 100_000)
+    (line,) = lines()
+    assert len(line["text"]) == FIELD_MOST
+    assert len(line["raw"]) <= FIELD_MOST
+
+
+def test_a_librarys_warning_has_the_same_form_and_its_chatter_is_dropped(lines):
+    logging.getLogger("library").warning("careful: %s", "value")
+    logging.getLogger("library").info("chatter")
+    (line,) = lines()
+    assert (line["event"], line["logger"], line["message"]) == ("library", "library", "careful: value")
