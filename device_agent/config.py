@@ -79,7 +79,7 @@ def load_config(data_dir: Path) -> AgentConfig:
     folder = data_dir.resolve()
 
     def place(name: str | None) -> Path | None:
-        return None if name is None else folder / Path(name).expanduser()
+        return None if name is None else (folder / name).resolve()
 
     return AgentConfig(
         data_dir=folder,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from device_agent import log
 from device_agent.clock import SteadyClock, TimeRefused, fetch_signed_time
@@ -17,7 +17,11 @@ from device_agent.tpm import TpmAccess
 from device_agent.trust import NotFoundAtSource, Trust, TrustedTime, TrustStore, load_anchor
 from ota.refusals import UpdateRefused
 from ota.source import SourceUnavailable
+from wire.codec import rfc3339
 from wire.messages import Anchor
+
+CLOCK_TOLERANCE = timedelta(seconds=5)
+"""A clock that is no further behind is good: signed times have whole seconds, and take a moment to arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def refresh_trust(device: Device) -> Trust:
     that are too old are then refused. Raises: UpdateRefused, SourceUnavailable, TimeRefused, HttpFailure.
     """
     trust = device.trust.refresh()
-    unset = device.host.system_clock() < device.now()
+    unset = is_clock_unset(device)
     try:
         moment = fetch_signed_time(device.public, trust.bundle.command_keys, device.host.entropy)
     except (HttpFailure, TimeRefused) as failure:
@@ -88,13 +92,18 @@ def refresh_trust(device: Device) -> Trust:
             raise
         log.warning("time-not-fetched", reason=failure)
         return trust
-    before = device.now()
+    behind = moment - device.now()
     device.clock.learn(moment)
     device.time.raise_to(moment)
-    if device.now() <= before:
+    if behind < CLOCK_TOLERANCE:
         return trust
-    log.event("time-raised", to=device.now().isoformat())
+    log.event("time-raised", to=rfc3339(device.now()))
     return device.trust.refresh()
+
+
+def is_clock_unset(device: Device) -> bool:
+    """Does the system's clock stand before a time that this device knows to be past?"""
+    return device.now() - device.host.system_clock() > CLOCK_TOLERANCE
 
 
 def trust_at_hand(device: Device) -> Trust:

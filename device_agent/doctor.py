@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_agent.config import AgentConfig, ConfigMistake
-from device_agent.device import TRUST_FAILURES, Device, open_device
+from device_agent.device import TRUST_FAILURES, Device, is_clock_unset, open_device
 from device_agent.host import Host
 from device_agent.http import HttpFailure
 from device_agent.selftest import prove_pair, prove_provider
@@ -97,10 +97,10 @@ def _boot_log(device: Device) -> str:
 
 
 def _clock(device: Device) -> str:
-    system, trusted = device.host.system_clock(), device.now()
-    if system < trusted:
-        return f"{system:%Y-%m-%d %H:%M} is before the time floor {trusted:%Y-%m-%d %H:%M}; the service's time is asked"
-    return f"{system:%Y-%m-%d %H:%M:%S} UTC"
+    system = f"{device.host.system_clock():%Y-%m-%d %H:%M:%S} UTC"
+    if is_clock_unset(device):
+        return f"{system} is before {device.now():%Y-%m-%d %H:%M:%S}, which has been: the service's time is used"
+    return system
 
 
 def _service(device: Device) -> str:

@@ -1,0 +1,130 @@
+"""A real service (SoftHSM2, SQLite, mosquitto, all listeners) and virtual devices with the real agent."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from lab.ekca import create_ek_ca
+from lab.firmware import make_image
+from lab.virtual import DeviceSettings, VirtualDevice, create_device
+from ota.firmware import build_image, measure
+from provisioning import outbox
+from provisioning.app.children import start_child, stop_child
+from provisioning.db import devices
+from tests.support.service import make_installation, registered, running_service
+
+CONF = Path(__file__).resolve().parents[2] / ".tools" / "openssl-tpm2.cnf"
+SERVE = "import sys; from pathlib import Path; from provisioning.app.supervisor import supervise; "
+SERVE += "from provisioning.config import DataDirectory; sys.exit(supervise(DataDirectory(Path(sys.argv[1]))))"
+AGENT = Path(sys.executable).with_name("muster-agent")
+
+
+def wait_for(what, seconds=30.0):
+    """The first true value of `what`, which is tried until then."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := what():
+            return value
+        time.sleep(0.05)
+    message = "what was waited for did not come"
+    raise AssertionError(message)
+
+
+def policy_text(ek_ca, image, model="gateway", boot_log="required"):
+    pcrs = measure(image).pcrs
+    lines = "\n".join(f'"{number}" = ["{value.hex()}"]' for number, value in sorted(pcrs.items()))
+    return f'''
+model = "{model}"
+software_tpm = true
+banks = ["sha256"]
+boot_log = "{boot_log}"
+release_pcrs = [8, 9]
+
+[[ek_roots]]
+certificate = """{ek_ca.root_pem.read_text()}"""
+manufacturers = ["id:00001014"]
+
+[pcrs.sha256]
+{lines}
+'''
+
+
+class Stack:
+    def __init__(self, root, settings=""):
+        self.root = root
+        self.directory = make_installation(root / "service", settings)
+        self.ek_ca = create_ek_ca(root / "ek-ca")
+        self.image = make_image()
+        self.child = None
+        self.endpoints = {}
+
+    def start(self):
+        log = (self.root / "service.log").open("ab")
+        self.child = start_child([sys.executable, "-c", SERVE, self.directory.root], stdout=log, stderr=log)
+        file = self.directory.endpoints
+        try:
+            wait_for(lambda: file.exists() or self.child.poll() is not None)
+            self.endpoints = json.loads(file.read_bytes())
+        except (AssertionError, OSError) as error:
+            raise AssertionError(self.log()) from error
+
+    def stop(self):
+        stop_child(self.child, 15)
+
+    def log(self):
+        return (self.root / "service.log").read_text()[-6000:]
+
+    def make_device(self, name, *, register=True, anchor=None, **settings):
+        directory = self.root / name
+        wanted = DeviceSettings(
+            name=name,
+            service=self.endpoints["device"],
+            public=self.endpoints["public"],
+            anchor=anchor or self.directory.anchor,
+            openssl_conf=CONF,
+            **settings,
+        )
+        pems = create_device(directory, build_image(self.image), self.ek_ca, wanted)
+        if register:
+            der = x509.load_pem_x509_certificate(pems["rsa2048"].read_bytes()).public_bytes(Encoding.DER)
+            with running_service(self.directory) as service:
+                asyncio.run(registered(service, policy_text(self.ek_ca, self.image), (name, der)))
+        return VirtualDevice(directory)
+
+    def order(self, name, kind):
+        with running_service(self.directory) as service:
+            return asyncio.run(outbox.order(service, name, kind, by="test"))
+
+    def read(self, query):
+        with running_service(self.directory) as service:
+            return asyncio.run(service.store.read(query))
+
+    def record(self, name):
+        return self.read(lambda tx: devices.by_serial(tx, name))
+
+
+@contextmanager
+def running_stack(root, settings=""):
+    stack = Stack(root, settings)
+    stack.start()
+    try:
+        yield stack
+    finally:
+        stack.stop()
+
+
+def agent(device, *arguments, env=None, timeout=60):
+    """One command of the agent in a device whose firmware has booted: (exit status, stdout, stderr)."""
+    command = [AGENT, arguments[0], "--data-dir", device.directory / "agent", *arguments[1:]]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
+    )
+    return done.returncode, done.stdout, done.stderr
