@@ -125,6 +125,11 @@ class LightDevice:
         self.device_key = make_device_key()
         self._csr = _csr(self.device_key.private)
 
+    def warm_up(self) -> None:
+        """Use each key once: OpenSSL makes its tables and blinding then, which costs as much as the use itself."""
+        self.ek.decrypt(self.ek.public_key().encrypt(b"", _OAEP), _OAEP)
+        self.ak.private.sign(b"", _ECDSA_SHA256)
+
     def answer(self, challenge: Challenge, flow: Flow = "enroll", *, log_by_hash: bool = False) -> Evidence:
         """Step 2, or the answer to a rotate command: a new device key, unless `prepare` made one.
 

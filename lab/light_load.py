@@ -125,6 +125,7 @@ def run_load(
     """Enroll every device once, in this process; `ready` is called when all is prepared. Raises: LoadFailed."""
     waiting: deque[tuple[LightDevice, bytes]] = deque()
     for device in devices:
+        device.warm_up()
         device.prepare()
         waiting.append((device, _post("/v1/enrollments", target, encode(device.request()))))
     run = _Run(target, waiting, Report(), new_tls, ssl.create_default_context(cadata=target.ca_pem))
