@@ -1,16 +1,15 @@
 """The attestation key, and what it signed: checks 1, 5, 10 and 11 (docs/protocol.md, section 1)."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
-from provisioning.attestation.keys import PublicKey, key_id, public_key_of, spki, verify_signature
+from provisioning.attestation.keys import PublicKey, key_id, public_key_of, spki_of, verify_signature
 from provisioning.attestation.structures import (
     DECRYPT,
+    DIGEST,
     ENCRYPTED_DUPLICATION,
     FIXED_PARENT,
     FIXED_TPM,
-    HASH_NAMES,
     RESTRICTED,
     SENSITIVE_DATA_ORIGIN,
     SIGN,
@@ -70,8 +69,8 @@ def verify_attestation_key(ak_public: bytes) -> AttestationKey:
     key = public_key_of(area)
     name = area.name
     # Part 1, 16: the qualified name of a primary key is nameAlg ‖ H(handle of the hierarchy ‖ Name).
-    qualified = name[:2] + hashlib.new(HASH_NAMES[area.name_alg], _ENDORSEMENT + name).digest()
-    return AttestationKey(ak_public, name, qualified, key, key_id(spki(key)), area.scheme)
+    qualified = name[:2] + DIGEST[area.name_alg](_ENDORSEMENT + name).digest()
+    return AttestationKey(ak_public, name, qualified, key, key_id(spki_of(area)), area.scheme)
 
 
 def verify_signed(attestation: Attestation, parsed: Attest, ak: AttestationKey, bound: bytes) -> None:

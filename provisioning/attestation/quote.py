@@ -1,12 +1,11 @@
 """Is this quote authentic? Checks 9 to 12, 16 and 17. Authentic is not acceptable: see `appraisal`."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from provisioning.attestation.attestation_key import AttestationKey, verify_signed
-from provisioning.attestation.structures import HASH_IDS, HASH_NAMES, QuoteAttest, parse_quote
+from provisioning.attestation.structures import DIGEST, DIGEST_BYTES, HASH_IDS, HASH_NAMES, QuoteAttest, parse_quote
 from provisioning.refusals import (
     Finding,
     PcrSelectionWrong,
@@ -64,7 +63,7 @@ def verify_quote(
         raise PcrSelectionWrong(expected=expected, actual=actual)
     # (12) and the values are those that the TPM hashed (Part 3, 18.4: by the hash of the AK's scheme)
     values = _reported(reported, selection.bank, quoted.pcrs)
-    digest = hashlib.new(HASH_NAMES[ak.scheme.hash], b"".join(values.values())).digest()
+    digest = DIGEST[ak.scheme.hash](b"".join(values.values())).digest()
     if digest != quoted.digest:
         raise PcrValuesNotQuoted(expected=quoted.digest, actual=digest)
     return VerifiedPcrs(selection.bank, MappingProxyType(values), _state(parsed))
@@ -116,7 +115,7 @@ def _reported(reported: Pcrs, bank: str, pcrs: tuple[int, ...]) -> dict[int, byt
     if len(reported) != 1 or values.keys() != {str(pcr) for pcr in pcrs}:
         actual = "; ".join(f"{name} {', '.join(list(found)[:24])}" for name, found in reported.items()) or "none"
         raise PcrValuesNotQuoted(expected=_shown(bank, pcrs), actual=actual)
-    size = hashlib.new(bank).digest_size
+    size = DIGEST_BYTES[HASH_IDS[bank]]
     if wrong := [number for number, value in values.items() if len(value) != size]:
         raise PcrValuesNotQuoted(expected=f"{size} bytes each", actual=f"PCR {wrong[0]}: {len(values[wrong[0]])} bytes")
     return {pcr: values[str(pcr)] for pcr in pcrs}
