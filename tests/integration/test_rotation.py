@@ -1,4 +1,4 @@
-"""What goes down and comes up by MQTT, without a broker: sessions, sequences, rotation, re-attestation, on real parts."""
+"""What goes down and comes up by MQTT, without a broker: sessions, sequences, rotation, on real parts."""
 
 import hashlib
 import json
