@@ -175,7 +175,7 @@ def root_of(directory: Path) -> bytes:
     return _read(directory, f"{_root_version(directory)}.root.json", ROOT_MOST)
 
 
-def onlineexpiry_after(directory: Path) -> datetime:
+def online_expiry(directory: Path) -> datetime:
     """When the first of snapshot and timestamp expires. Raises: RepositoryDamaged."""
     published = _published(directory)
     return min(published.snapshot.signed.expires, published.timestamp.signed.expires)
