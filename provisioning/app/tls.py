@@ -1,6 +1,7 @@
 """TLS of the listeners: 1.3, or 1.2 with forward secrecy and an AEAD. Nothing older, nothing else."""
 
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 CIPHERS_1_2 = (
@@ -22,7 +23,7 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def device_context(certificate: Path, key: Path, authorities: Path) -> ssl.SSLContext:
+def device_context(certificate: Path, key: Path, authorities: Sequence[Path]) -> ssl.SSLContext:
     """The device listener: a client certificate is optional, and where one comes it must chain to `authorities`.
 
     Does NOT say that a certificate still counts: that is asked of the database for each request.
@@ -32,7 +33,8 @@ def device_context(certificate: Path, key: Path, authorities: Path) -> ssl.SSLCo
     context = server_context(certificate, key)
     context.verify_mode = ssl.CERT_OPTIONAL
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    context.load_verify_locations(authorities)
+    for authority in authorities:
+        context.load_verify_locations(authority)
     return context
 
 

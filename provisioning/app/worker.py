@@ -42,7 +42,7 @@ async def serve(service: Service, ports: Ports, number: int, ready: int | None) 
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    listeners, certificates = _listeners(service, ports)
+    listeners, certificates = start_listeners(service, ports)
     host = f"{socket.gethostname()}:{service.directory.root}/{number}"
     socket_path = broker_socket(service.directory)
     carried_out = duties.hold(service, host, lambda receive: Bridge(socket_path, receive))
@@ -62,11 +62,11 @@ async def serve(service: Service, ports: Ports, number: int, ready: int | None) 
         task.result()  # a background task ends only by a defect: let it end the worker, with its traceback
 
 
-def _listeners(service: Service, ports: Ports) -> tuple[list[Listener], ReloadedOnChange]:
+def start_listeners(service: Service, ports: Ports) -> tuple[list[Listener], ReloadedOnChange]:
+    """The three listeners on their ports, and what loads their certificate again. Raises: OSError, ssl.SSLError."""
     limits, directory, host = service.config.limits, service.directory, service.config.listen.host
     certificate, key = directory.tls / "service.pem", directory.tls / "service.key"
-    # A file with both: the devices' issuer, and the root above it.
-    for_devices = device_context(certificate, key, broker_socket(directory).with_name("authorities.pem"))
+    for_devices = device_context(certificate, key, [directory.ca / "issuing.pem", directory.ca / "root.pem"])
     for_operators = server_context(certificate, key)
     in_flight = device.InFlight(limits.in_flight_enrollments)
     wanted: list[tuple[str, int, list[Route], str]] = [

@@ -9,7 +9,7 @@ from datetime import datetime
 from time import monotonic
 from typing import Any, TypeVar, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from prometheus_client import Counter
 
 from provisioning.http import problems
@@ -33,6 +33,7 @@ T = TypeVar("T")
 JSON = "application/json"
 _SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,127}"
 """What a variable part of a path may be: nothing that is encoded, hidden, or climbs."""
+_VERSIONS = frozenset({HttpVersion10, HttpVersion11})
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NO_STORE = {"Cache-Control": "no-store", **problems.SERVER}
 _PLAIN_HEADERS = {"Content-Type": JSON, **NO_STORE}
@@ -161,6 +162,8 @@ class Dispatcher:
         label, detailed = "unlisted", False
         try:
             source = cast("Connection", request.protocol).source
+            if request.version not in _VERSIONS:  # the parser also takes 0.9, whose answers have no head
+                raise RequestMalformed(expected="HTTP/1.1", actual="another version")
             if (wait := self._rates.wait_seconds(source, monotonic())) > 0:
                 raise _too_many(wait)
             route, parameters = self._find(request.method, request.rel_url.raw_path)
@@ -179,8 +182,7 @@ class Dispatcher:
             methods, parameters = self._match(path)
         route = methods.get("GET" if method == "HEAD" else method)
         if route is None:
-            refusal = MethodNotAllowed(expected=", ".join(sorted(methods)), actual=method[:16])
-            raise refusal
+            raise MethodNotAllowed(expected=", ".join(sorted(methods)), actual=method[:16])
         return route, parameters
 
     def _match(self, path: str) -> tuple[dict[str, Route], Mapping[str, str]]:

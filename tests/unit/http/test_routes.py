@@ -36,7 +36,9 @@ def test_no_two_patterns_of_a_table_take_the_same_path():
     for table in (device.routes(device.InFlight(1)), operator.routes(), public.routes()):
         paths = {route.path for route in table}
         for one, other in itertools.permutations(paths, 2):
-            example = other.replace("{name...}", "x1").replace("{name}", "x1").replace("{id}", "x1").replace("{sha256}", "x1")
+            example = (
+                other.replace("{name...}", "x1").replace("{name}", "x1").replace("{id}", "x1").replace("{sha256}", "x1")
+            )
             if "{" in other:
                 with pytest.raises(NotFound):
                     find(example, one)
@@ -49,7 +51,24 @@ def test_a_variable_part_takes_a_plain_name(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", ".hidden", "a/b", "a%2fb", "%2e%2e", "a\\b", "a b", "a\n", "ä", "0" * 129, "a;b", "a?b", "a+b", "~a"],
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "a/b",
+        "a%2fb",
+        "%2e%2e",
+        "a\\b",
+        "a b",
+        "a\n",
+        "ä",
+        "0" * 129,
+        "a;b",
+        "a?b",
+        "a+b",
+        "~a",
+    ],
 )
 def test_a_variable_part_takes_nothing_else(name):
     with pytest.raises(NotFound):
@@ -67,7 +86,9 @@ def test_a_tail_takes_nothing_that_climbs_or_hides(name):
         find(f"/t/{name}", "/t/{name...}")
 
 
-@pytest.mark.parametrize("path", ["/", "", "*", "/nope", "/v1", "/v1/enrollments/", "//v1/enrollments", "/V1/enrollments"])
+@pytest.mark.parametrize(
+    "path", ["/", "", "*", "/nope", "/v1", "/v1/enrollments/", "//v1/enrollments", "/V1/enrollments"]
+)
 def test_a_path_that_is_not_listed_is_not_there(path):
     with pytest.raises(NotFound):
         dispatcher(*EVERY_ROUTE)._find("GET", path)
