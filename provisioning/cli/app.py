@@ -1,0 +1,39 @@
+"""The commands, put together; the one place where what went wrong becomes a line and an exit status."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from provisioning.cli import audit, demo, devices, explain, factory, ota, owner, policy, simulate, trust
+from provisioning.cli.failures import described
+from provisioning.cli.output import clean
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="muster",
+    help="Gives every device of a fleet an identity that it can prove. Exit status: 0 done, 1 refused or a check"
+    " failed, 2 usage, 3 unreachable.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for module in (owner, audit, factory, devices, policy, explain, trust, ota, simulate, demo):
+    module.add_to(app)
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run one command; its exit status."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="muster")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the outer edge: users see one line, never a traceback
+        status, lines = described(error)
+        for line in lines:
+            print(f"muster: {clean(line)}", file=sys.stderr)
+        return status
+    return 0

@@ -1,0 +1,103 @@
+"""Devices, as an operator sees them and decides about them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from provisioning.cli.client import operator, segment
+from provisioning.cli.failures import Mistaken
+from provisioning.cli.output import (
+    DataDir,
+    Format,
+    Output,
+    directory_of,
+    example,
+    note,
+    print_fields,
+    print_json,
+    print_records,
+    show,
+)
+
+PAGE_MOST = 500
+_WHAT = "device id or serial"
+_LISTED = ("id", "serial", "model", "state", "health", "last_attested", "release_version")
+_PARTS = {
+    "certificates": ("serial", "state", "not_before", "not_after", "revoked", "reason"),
+    "commands": ("kind", "state", "created", "tries", "ordered_by", "result"),
+    "attestations": ("id", "flow", "at", "findings"),
+}
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The device's id or serial.")]
+After = Annotated[str, typer.Option(metavar="S", help="Start behind this serial.")]
+Limit = Annotated[int, typer.Option(min=1, max=PAGE_MOST, metavar="N", help="At most so many.")]
+Reason = Annotated[str, typer.Option(metavar="R", help="RFC 5280's reason, for example key-compromise.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands in."""
+    group = typer.Typer(
+        help="Devices: list, show, revoke, rotate, approve.", no_args_is_help=True, rich_markup_mode=None
+    )
+    group.command("list", epilog=example("muster devices list --limit 20 -o json"))(list_devices)
+    group.command("show", epilog=example("muster devices show gateway-0017"))(show_device)
+    group.command("revoke", epilog=example("muster devices revoke gateway-0017 --reason key-compromise"))(revoke)
+    group.command("rotate", epilog=example("muster devices rotate gateway-0017"))(rotate)
+    group.command("approve", epilog=example("muster devices approve gateway-0017"))(approve)
+    app.add_typer(group, name="devices")
+
+
+def list_devices(
+    data_dir: DataDir = None, output: Output = Format.TABLE, after: After = "", limit: Limit = 100
+) -> None:
+    """List devices in the order of their serials."""
+    if after:
+        segment(after, "serial")
+    path = f"/api/v1/devices?limit={limit}" + (f"&after={after}" if after else "")
+    found = operator(directory_of(data_dir)).get(path)
+    if output is Format.JSON:
+        print_json(found)
+    else:
+        print_records(found["devices"], _LISTED)
+    if len(found["devices"]) == limit:
+        note(f"there may be more: --after {found['devices'][-1]['serial']}")
+
+
+def show_device(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Show everything about one device."""
+    found = operator(directory_of(data_dir)).get(_path(name))
+    if output is Format.JSON:
+        print_json(found)
+        return
+    print_fields({key: value for key, value in found.items() if key not in _PARTS})
+    for part, columns in _PARTS.items():
+        if found[part]:
+            print(f"\n{part}")
+            print_records(found[part], columns)
+
+
+def revoke(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE, reason: Reason = "unspecified") -> None:
+    """Revoke a device for good: its certificates, its MQTT session, its enrollments."""
+    _order(output, data_dir, name, "revoke", {"reason": reason})
+
+
+def rotate(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Order a device to make a new key and attest for a new certificate."""
+    _order(output, data_dir, name, "rotate")
+    note(f"ordered; look: muster devices show {name}")
+
+
+def approve(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Accept, for one hour and one enrollment, a cleared TPM or another attestation key."""
+    _order(output, data_dir, name, "approve")
+
+
+def _order(output: Format, data_dir: Path | None, name: str, what: str, body: object = None) -> None:
+    show(output, operator(directory_of(data_dir)).send("POST", f"{_path(name)}/{what}", body))
+
+
+def _path(name: str) -> str:
+    if not name:
+        raise Mistaken("NAME is empty; give a device's id or serial")
+    return f"/api/v1/devices/{segment(name, _WHAT)}"

@@ -1,0 +1,114 @@
+"""The owner's commands that make and run an installation."""
+
+import re
+import socket
+from typing import Annotated
+
+import typer
+
+from provisioning.cli.failures import Mistaken
+from provisioning.cli.output import DataDir, Format, Output, directory_of, example, note, show
+from provisioning.config import DataDirectory, Listen
+
+PORT_MOST = 65535
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}")
+_SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  named so that it is not told to devices as an address
+_NAMES = ("device", "operator", "public", "mqtt")
+
+ServiceName = Annotated[str, typer.Option(metavar="N", help="The DNS name that devices know the service by.")]
+Host = Annotated[str, typer.Option(metavar="H", help="The address to listen on.")]
+Advertised = Annotated[
+    str | None, typer.Option(metavar="H", help="The address that devices are told.  [default: --host]")
+]
+PortsText = Annotated[
+    str,
+    typer.Option(
+        metavar="default|free|D,O,P,M",
+        help="The standard ports (a free one where one is held); free ones; or device, operator, public, MQTT.",
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands in."""
+    app.command(epilog=example("muster init --service-name muster.example.com --host 0.0.0.0"))(init)
+    app.command(epilog=example("muster serve --data-dir /var/lib/muster"))(serve)
+
+
+def init(
+    data_dir: DataDir = None,
+    output: Output = Format.TABLE,
+    service_name: ServiceName = "muster.internal",
+    host: Host = "127.0.0.1",
+    advertised_host: Advertised = None,
+    ports: PortsText = "default",
+) -> None:
+    """Make a data directory: tokens, CA, trust repository, database, the owner's token."""
+    directory = directory_of(data_dir)
+    advertised = advertised_host or (socket.gethostname() if host in _EVERYWHERE else host)
+    for name in (host, advertised):
+        if _HOST.fullmatch(name) is None:
+            raise Mistaken(f"{name!r} is no host name or address; correct --host or --advertised-host")
+    if _SERVICE_NAME.fullmatch(service_name) is None:
+        raise Mistaken(f"{service_name!r} is no DNS name in lower case; correct --service-name")
+    from provisioning.app.installation import Installation, initialize
+
+    numbers = _ports(ports, host)
+    initialize(directory, Installation(service_name, host, advertised, numbers))
+    taken = dict(zip(_NAMES, numbers, strict=True))
+    show(
+        output,
+        {
+            "data_dir": str(directory.root),
+            "service_name": service_name,
+            "host": host,
+            "advertised_host": advertised,
+            **({"ports": taken} if output is Format.JSON else {f"{name}_port": port for name, port in taken.items()}),
+            "root_certificate": str(directory.ca / "root.pem"),
+            "anchor": str(directory.anchor),
+        },
+    )
+    note(f"next: muster serve{_option(directory)}")
+
+
+def serve(data_dir: DataDir = None) -> None:
+    """Run the service until Ctrl-C: broker, device, operator and public listeners."""
+    from provisioning.app.logging import configure_logging
+    from provisioning.app.supervisor import supervise
+
+    configure_logging()
+    status = supervise(directory_of(data_dir))
+    if status:
+        raise typer.Exit(status)
+
+
+def _ports(text: str, host: str) -> tuple[int, int, int, int]:
+    from provisioning.app.installation import free_port
+
+    listen = Listen()
+    standard = (listen.device_port, listen.operator_port, listen.public_port, listen.mqtt_port)
+    if text in ("default", "free"):
+        found: list[int] = []
+        for name, wanted in zip(_NAMES, standard, strict=True):
+            port = free_port(host, wanted if text == "default" else None)
+            while port in found:
+                port = free_port(host, None)
+            if text == "default" and port != wanted:
+                note(f"port {wanted} ({name}) is held by another program; {port} is used")
+            found.append(port)
+        return (found[0], found[1], found[2], found[3])
+    parts = text.split(",")
+    if len(parts) != len(_NAMES) or not all(
+        part.isascii() and part.isdigit() and len(part) <= len("65535") for part in parts
+    ):
+        raise Mistaken(f"--ports {text!r}: is neither default, nor free, nor four numbers: device,operator,public,mqtt")
+    numbers = (int(parts[0]), int(parts[1]), int(parts[2]), int(parts[3]))
+    named = [number for number in numbers if number]
+    if max(numbers) > PORT_MOST or len(set(named)) != len(named):
+        raise Mistaken(f"--ports {text!r}: four different numbers from 0 (a free one at each start) to {PORT_MOST}")
+    return numbers
+
+
+def _option(directory: DataDirectory) -> str:
+    return "" if directory == directory_of(None) else f" --data-dir {directory.root}"

@@ -1,0 +1,115 @@
+"""Policies: what a model's devices must be and boot."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from provisioning.cli.client import RefusedByService, operator, segment
+from provisioning.cli.failures import Failed
+from provisioning.cli.output import DataDir, Format, Output, directory_of, example, print_json, print_records, show
+
+POLICY_MOST = 128 * 1024
+PEM_MOST = 256 * 1024
+_FILE_LINE = re.compile(r"(?P<indent>\s*)certificate_file\s*=\s*(?P<value>\"[^\"]*\"|'[^']*')\s*(?:#.*)?")
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="TOML; ek_roots may name certificate_file = PATH.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands in."""
+    group = typer.Typer(help="Policies, one a model.", no_args_is_help=True, rich_markup_mode=None)
+    group.command("set", epilog=example("muster policy set gateway.toml"))(set_policy)
+    group.command("show", epilog=example("muster policy show gateway"))(show_policy)
+    group.command("list", epilog=example("muster policy list"))(list_policies)
+    app.add_typer(group, name="policy")
+
+
+def set_policy(file: File, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Set the next version of a model's policy. It counts from the next challenge on."""
+    text = with_certificates(file)
+    client = operator(directory_of(data_dir))
+    try:
+        show(output, client.send("PUT", "/api/v1/policies", {"toml": text}))
+    except RefusedByService as refused:
+        raise Failed(f"{file}: {refused.lines[0]}") from refused
+
+
+def show_policy(model: Model, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Show a model's policy, as it was set."""
+    found = operator(directory_of(data_dir)).get(f"/api/v1/policies/{segment(model, 'model')}")
+    if output is Format.JSON:
+        print_json(found)
+        return
+    print(f"# model {found['model']}, version {found['version']}, set {found['created']} by {found['by']}")
+    print("\n".join(line for line in found["toml"].splitlines()))
+
+
+def list_policies(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """List the policies in force."""
+    found = operator(directory_of(data_dir)).get("/api/v1/policies")
+    if output is Format.JSON:
+        print_json(found)
+    else:
+        print_records(found["policies"], ("model", "version", "created", "by"))
+
+
+def with_certificates(file: Path) -> str:
+    """The policy's text with each `certificate_file` as PEM text in its place; every line keeps its number.
+
+    Raises: Failed, OSError.
+    """
+    with file.open("rb") as opened:
+        data = opened.read(POLICY_MOST + 1)
+    if len(data) > POLICY_MOST:
+        raise Failed(f"{file}: is larger than {POLICY_MOST // 1024} KiB; is it a policy?")
+    text = _decoded(file, data)
+    if not _files_of(file, text):
+        return text
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if (match := _FILE_LINE.fullmatch(line.rstrip("\r"))) is not None:
+            path = file.parent / tomllib.loads(f"path = {match['value']}")["path"]
+            lines[number] = f"{match['indent']}certificate = {_basic_string(_pem(file, number + 1, path))}"
+    inlined = "\n".join(lines)
+    if left := _files_of(file, inlined):
+        raise Failed(f"{file}: certificate_file = {left[0]!r} does not stand on a line of its own; put it there")
+    return inlined
+
+
+def _decoded(file: Path, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Failed(f"{file}: line {line}: is not UTF-8; save the file as UTF-8") from error
+
+
+def _files_of(file: Path, text: str) -> list[Any]:
+    try:
+        roots = tomllib.loads(text).get("ek_roots", [])
+    except tomllib.TOMLDecodeError as error:
+        raise Failed(f"{file}: is not TOML: {error}; correct that line") from error
+    tables = roots if isinstance(roots, list) else []
+    return [root["certificate_file"] for root in tables if isinstance(root, dict) and "certificate_file" in root]
+
+
+def _pem(file: Path, line: int, path: Path) -> str:
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(PEM_MOST + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "is no path"
+        raise Failed(f"{file}: line {line}: {path}: {why}; name a PEM file, relative to the policy") from error
+    if len(data) > PEM_MOST or b"-----BEGIN CERTIFICATE-----" not in data or not data.isascii():
+        raise Failed(f"{file}: line {line}: {path}: holds no PEM certificate; convert it: openssl x509 -inform DER")
+    return data.decode("ascii")
+
+
+def _basic_string(text: str) -> str:
+    """The text as a TOML basic string on one line."""
+    escaped = text.replace("\r\n", "\n").replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'

@@ -1,0 +1,173 @@
+"""A factory's CSV file, read wholly and judged wholly: every bad row is named, and nothing is sent if there is one."""
+
+import base64
+import binascii
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisioning.attestation.endorsement import ek_id_of
+from provisioning.cli.failures import Failed
+from provisioning.cli.output import clean
+from provisioning.refusals import Refusal
+from wire.messages import Registration
+
+COLUMNS = ("serial", "model", "ek_certificate")
+ROWS_MOST = 1000
+FILE_MOST = 16 * 1024 * 1024
+CERTIFICATE_MOST = 8 * 1024
+PEM_MOST = 64 * 1024
+# The service's own rules (provisioning.factory, which a client does not import).
+SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+MODEL = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One device, and the line of the file that its row starts on."""
+
+    line: int
+    device: Registration
+    ek_id: str
+
+
+class _Bad(Exception):
+    """What is wrong with a row, and its cure."""
+
+
+def read_registrations(file: Path) -> list[Row]:
+    """The rows of the file. Raises: Failed, with one line for each bad row; OSError."""
+    rows: list[Row] = []
+    faults: list[str] = []
+    for line, cells in _records(file, _text(file)):
+        try:
+            rows.append(_row(line, cells, file.parent))
+        except _Bad as bad:
+            faults.append(f"{file}: line {line}: {bad}")
+    faults += _duplicates(file, rows)
+    if not rows and not faults:
+        faults.append(f"{file}: line 2: there is no row; write one line for each device under the header")
+    if len(rows) > ROWS_MOST:
+        faults.append(f"{file}: line {rows[ROWS_MOST].line}: more than {ROWS_MOST} devices; split the file")
+    if faults:
+        raise Failed(*faults, f"{file}: nothing was sent")
+    return rows
+
+
+def _text(file: Path) -> str:
+    with file.open("rb") as opened:
+        data = opened.read(FILE_MOST + 1)
+    if len(data) > FILE_MOST:
+        raise Failed(f"{file}: is larger than {FILE_MOST // 2**20} MiB; split it")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Failed(f"{file}: line {line}: is not UTF-8; save the file as UTF-8") from error
+
+
+def _records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each record with the line it starts on; the header is judged, blank lines are passed over."""
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    header: list[str] | None = None
+    before = 0
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise Failed(f"{file}: line {before + 1}: {error}; close the quotes, or take them out") from error
+        line, before = before + 1, reader.line_num
+        if cells is None:
+            if header is None:
+                raise Failed(f"{file}: line 1: the header is missing; write: {','.join(COLUMNS)}")
+            return
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            if tuple(header) != COLUMNS:
+                raise Failed(
+                    f"{file}: line {line}: the header is {clean(','.join(header))[:100]!r}; write: {','.join(COLUMNS)}"
+                )
+            continue
+        yield line, [cell.strip() for cell in cells]
+
+
+def _row(line: int, cells: list[str], folder: Path) -> Row:
+    if len(cells) != len(COLUMNS):
+        raise _Bad(f"has {len(cells)} fields instead of {len(COLUMNS)}; write: {','.join(COLUMNS)}")
+    serial, model, named = cells
+    if SERIAL.fullmatch(serial) is None:
+        raise _Bad(
+            f"serial {clean(serial)[:80]!r}: write 1 to 63 characters of A-Z a-z 0-9 . -, a letter or digit first"
+        )
+    if MODEL.fullmatch(model) is None:
+        raise _Bad(f"model {clean(model)[:80]!r}: write 1 to 63 characters of a-z 0-9 . -, a letter or digit first")
+    certificate = _certificate(named, folder)
+    try:
+        ek_id = ek_id_of(certificate)
+    except Refusal as refusal:
+        why = refusal.actual or refusal.title
+        raise _Bad(
+            f"ek_certificate is no EK certificate that can be read ({clean(why)[:120]}); {refusal.cure}"
+        ) from refusal
+    return Row(line, Registration(serial, model, certificate), ek_id)
+
+
+def _certificate(named: str, folder: Path) -> bytes:
+    """The DER that a cell names: a PEM file, relative to the CSV, or base64 DER itself."""
+    if not named:
+        raise _Bad("ek_certificate is empty; write the path of a PEM file, or base64 DER")
+    der = _from_base64(named)
+    if der is None:
+        der = _from_pem(folder / named)
+    if len(der) > CERTIFICATE_MOST:
+        raise _Bad(f"ek_certificate has more than {CERTIFICATE_MOST} bytes; check the certificate")
+    return der
+
+
+def _from_base64(text: str) -> bytes | None:
+    """DER starts with a SEQUENCE of two or three octets of length: in base64 that is MI, which few paths start with."""
+    if not text.startswith("MI"):
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None
+
+
+def _from_pem(path: Path) -> bytes:
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(PEM_MOST + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "is no path"
+        raise _Bad(f"ek_certificate {clean(path)[:200]}: {why}; write the path of a PEM file, or base64 DER") from error
+    found = _PEM.findall(data)
+    if len(data) > PEM_MOST or len(found) != 1:
+        raise _Bad(f"ek_certificate {clean(path)}: holds {len(found)} PEM certificates; it must hold one, the EK's")
+    try:
+        return base64.b64decode(b"".join(found[0].split()), validate=True)
+    except binascii.Error as error:
+        raise _Bad(f"ek_certificate {clean(path)}: holds broken base64; export the certificate again") from error
+
+
+def _duplicates(file: Path, rows: list[Row]) -> list[str]:
+    faults: list[str] = []
+    serials: dict[str, int] = {}
+    eks: dict[str, int] = {}
+    for row in rows:
+        first = serials.setdefault(row.device.serial, row.line)
+        if first != row.line:
+            faults.append(
+                f"{file}: line {row.line}: serial {row.device.serial} stands on line {first} already; correct one"
+            )
+        first = eks.setdefault(row.ek_id, row.line)
+        if first != row.line:
+            faults.append(
+                f"{file}: line {row.line}: the same EK stands on line {first} already; each device has its own TPM"
+            )
+    return faults
