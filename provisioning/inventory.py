@@ -3,17 +3,22 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 from sqlalchemy import Connection
 
+from provisioning.attestation.keys import spki_of
 from provisioning.attestation.policy import parse_policy
+from provisioning.attestation.structures import parse_public, parse_quote
 from provisioning.attesting import refusal_class
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound
+from provisioning.issuance.tbs import assemble
+from provisioning.refusals import NotFound, RequestMalformed
 from provisioning.service import Service
-from wire.codec import rfc3339
+from wire.binding import Flow
+from wire.codec import b64url, rfc3339, unb64url
 
 Json = dict[str, object]
 APPROVAL = timedelta(hours=1)
@@ -46,6 +51,40 @@ async def show_device(service: Service, name: str) -> Json:
         }
 
     return await service.store.read(read)
+
+
+async def show_evidence(service: Service, name: str, flow: str) -> Json:
+    """A device's newest evidence of one flow that passed, as it was received, and the certificate that it earned.
+
+    For whoever wants to verify again with other tools. Raises: NotFound, RequestMalformed.
+    """
+    if flow not in get_args(Flow):
+        raise RequestMalformed(expected=", ".join(get_args(Flow)), actual=flow)
+
+    def read(tx: Connection) -> tuple[Record, Record, Record | None]:
+        device = devices.by_name(tx, name)
+        passed = None if device is None else enrollments.newest_attestation_of(tx, device.id, flow)
+        if device is None or passed is None:
+            raise NotFound(expected=f"a device whose {flow} evidence passed", actual=name)
+        return device, passed, enrollments.certificate_of_enrollment(tx, passed.id)
+
+    device, passed, certificate = await service.store.read(read)
+    evidence = json.loads(passed.evidence)
+    quote = parse_quote(unb64url(evidence["quote"]["attest"]))
+    earned = certificate is not None and certificate.signature is not None
+    return {
+        "device": device.id,
+        "serial": device.serial,
+        "attestation": passed.id,
+        "flow": passed.flow,
+        "at": _time(passed.at),
+        "ak_spki": b64url(spki_of(parse_public(passed.ak_public))),
+        "qualification": quote.extra_data.hex(),
+        "bank": quote.quoted.bank,
+        "pcrs": list(quote.quoted.pcrs),
+        "evidence": evidence,
+        "certificate": b64url(assemble(certificate.tbs, certificate.signature)) if certificate and earned else None,
+    }
 
 
 async def approve(service: Service, name: str, *, by: str) -> Json:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from provisioning.cli.client import operator, segment
+from provisioning.cli.evidence import evidence
 from provisioning.cli.failures import Mistaken
 from provisioning.cli.output import (
     DataDir,
@@ -42,6 +43,7 @@ def add_to(app: typer.Typer) -> None:
     )
     group.command("list", epilog=example("muster devices list --limit 20 -o json"))(list_devices)
     group.command("show", epilog=example("muster devices show gateway-0017"))(show_device)
+    group.command("evidence", epilog=example("muster devices evidence gateway-0017 --export proof"))(evidence)
     group.command("revoke", epilog=example("muster devices revoke gateway-0017 --reason key-compromise"))(revoke)
     group.command("rotate", epilog=example("muster devices rotate gateway-0017"))(rotate)
     group.command("approve", epilog=example("muster devices approve gateway-0017"))(approve)

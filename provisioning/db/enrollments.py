@@ -163,6 +163,12 @@ def attestations_of(tx: Connection, device_id: str, limit: int) -> list[Record]:
     return list(tx.execute(mine.order_by(attestation.c.at.desc()).limit(limit)))
 
 
+def newest_attestation_of(tx: Connection, device_id: str, flow: str) -> Record | None:
+    """The newest evidence of one flow that passed."""
+    mine = select(attestation).where(attestation.c.device_id == device_id, attestation.c.flow == flow)
+    return tx.execute(mine.order_by(attestation.c.at.desc()).limit(1)).first()
+
+
 def attestation_by_id(tx: Connection, enrollment_id: str) -> Record | None:
     """The evidence that answered this challenge."""
     return tx.execute(select(attestation).where(attestation.c.id == enrollment_id)).first()

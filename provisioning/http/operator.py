@@ -96,6 +96,11 @@ async def _device(asked: Asked) -> object:
     return await inventory.show_device(asked.call.service, asked.name)
 
 
+async def _evidence(asked: Asked) -> object:
+    flow = query(asked.call.request, "flow").get("flow", "enroll")
+    return await inventory.show_evidence(asked.call.service, asked.name, flow)
+
+
 async def _revoke(asked: Asked) -> object:
     device = await revoking.revoke_device(asked.call.service, asked.name, asked.body.reason, by=asked.operator.name)
     return {"device": device.id, "state": "revoked", "reason": asked.body.reason}
@@ -175,6 +180,7 @@ async def _metrics(_: Asked) -> web.Response:
 TABLE = (
     OperatorRoute("GET", "/api/v1/devices", Role.VIEWER, _devices),
     OperatorRoute("GET", "/api/v1/devices/{name}", Role.VIEWER, _device),
+    OperatorRoute("GET", "/api/v1/devices/{name}/evidence", Role.VIEWER, _evidence),
     OperatorRoute("POST", "/api/v1/devices/{name}/revoke", Role.OPERATOR, _revoke, Revocation),
     OperatorRoute("POST", "/api/v1/devices/{name}/rotate", Role.OPERATOR, _rotate, status=202),
     OperatorRoute("POST", "/api/v1/devices/{name}/approve", Role.OPERATOR, _approve),
