@@ -13,8 +13,8 @@ from provisioning.attestation.structures import parse_public, parse_quote
 from provisioning.attesting import refusal_class
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.journal import leaf
 from provisioning.issuance.tbs import assemble
+from provisioning.journal import leaf
 from provisioning.refusals import NotFound, RequestMalformed
 from provisioning.service import Service
 from wire.binding import Flow
