@@ -92,6 +92,12 @@ class _Watch:
         self._start = monotonic()
         self._seen = 0
 
+    def rest(self, pause: Callable[[float], None], seconds: float) -> None:
+        """Wait before the next connection; that time is not the source's."""
+        before = self._monotonic()
+        pause(seconds)
+        self._start += self._monotonic() - before
+
     def saw(self, count: int) -> None:
         self._seen += count
         elapsed = self._monotonic() - self._start
@@ -114,7 +120,7 @@ def _fill(
             if have == expected.length:
                 break
             if attempt:
-                pause(watch.pace.pause_seconds * 2**attempt)
+                watch.rest(pause, watch.pace.pause_seconds * 2**attempt)
             try:
                 start, pieces = open_stream(have)
                 if start == 0 and have:
