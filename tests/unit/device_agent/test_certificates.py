@@ -1,0 +1,124 @@
+"""What the service issues is believed only where all of it is what this device asked for."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from device_agent.certificates import CertificateRefused, Expectation, verify_issued
+from tests.unit.device_agent.builders import DEVICE, NOW, SERVICE, Authority, certificate, der, new_key, spki
+
+KEY = new_key()
+CA = Authority()
+DAY = timedelta(days=1)
+
+
+def expectation(**changes):
+    return replace(Expectation(SERVICE, spki(KEY), (der(CA.root),), NOW, DEVICE), **changes)
+
+
+def test_the_certificate_that_was_asked_for_is_accepted():
+    verify_issued(der(CA.ldevid(KEY)), CA.chain, DEVICE, expectation())
+
+
+def test_an_enrollment_learns_its_device_id():
+    verify_issued(der(CA.ldevid(KEY, device="d-other")), CA.chain, "d-other", expectation(device_id=None))
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"key": new_key()}, "not over the key"),
+        ({"service": "other.example"}, "not this device at this service"),
+        ({"san": f"spiffe://{SERVICE}/device/d-other"}, "not this device at this service"),
+        ({"eku": [ExtendedKeyUsageOID.SERVER_AUTH]}, "not for TLS clients alone"),
+        ({"eku": [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]}, "not for TLS clients alone"),
+        ({"ca": True}, "is a CA's"),
+        ({"sign": False}, "may not sign"),
+        ({"without": (x509.SubjectAlternativeName,)}, "no subject alternative name"),
+        ({"without": (x509.ExtendedKeyUsage,)}, "lacks an extension"),
+        ({"without": (x509.KeyUsage,)}, "lacks an extension"),
+        ({"without": (x509.BasicConstraints,)}, "lacks an extension"),
+        ({"start": NOW + DAY}, "valid from"),
+        ({"start": NOW - 2 * DAY, "end": NOW - DAY}, "ended at"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_a_certificate_that_differs_is_refused_by_name(made, reason):
+    leaf = CA.ldevid(made.pop("key", KEY), **made)
+    with pytest.raises(CertificateRefused, match=reason):
+        verify_issued(der(leaf), CA.chain, DEVICE, expectation())
+
+
+def test_a_certificate_for_another_device_is_refused():
+    with pytest.raises(CertificateRefused, match="is for d-other"):
+        verify_issued(der(CA.ldevid(KEY, device="d-other")), CA.chain, "d-other", expectation())
+
+
+def test_an_answer_whose_id_is_not_the_certificates_is_refused():
+    with pytest.raises(CertificateRefused, match="common name"):
+        verify_issued(der(CA.ldevid(KEY, device="d-other")), CA.chain, DEVICE, expectation())
+
+
+@pytest.mark.parametrize("device", ["", "UPPER", "a/b", "+", "a" * 64])
+def test_what_is_no_device_id_is_refused(device):
+    with pytest.raises(CertificateRefused, match="device id is not one"):
+        verify_issued(der(CA.ldevid(KEY)), CA.chain, device, expectation(device_id=None))
+
+
+def test_a_chain_to_another_root_is_refused():
+    other = Authority()
+    with pytest.raises(CertificateRefused, match="root of the trust bundle"):
+        verify_issued(der(other.ldevid(KEY)), other.chain, DEVICE, expectation())
+
+
+def test_a_pinned_root_behind_a_foreign_issuer_is_refused():
+    other = Authority()
+    with pytest.raises(CertificateRefused, match="not signed by the next"):
+        verify_issued(der(other.ldevid(KEY)), (der(other.issuing), der(CA.root)), DEVICE, expectation())
+
+
+def test_a_chain_without_the_issuing_ca_is_refused():
+    with pytest.raises(CertificateRefused, match="not signed by the next"):
+        verify_issued(der(CA.ldevid(KEY)), (der(CA.root),), DEVICE, expectation())
+
+
+def test_no_chain_is_refused():
+    with pytest.raises(CertificateRefused, match="root of the trust bundle"):
+        verify_issued(der(CA.ldevid(KEY)), (), DEVICE, expectation())
+
+
+def test_a_device_certificate_cannot_issue_another():
+    """Another device of the fleet signs a certificate with its own LDevID."""
+    thief = new_key()
+    stolen = CA.ldevid(thief, device="d-thief")
+    forged = certificate(DEVICE, KEY, stolen, thief, [one.value for one in CA.ldevid(KEY).extensions])
+    with pytest.raises(CertificateRefused, match="is not a CA's"):
+        verify_issued(der(forged), (der(stolen), *CA.chain), DEVICE, expectation())
+
+
+def test_a_path_length_is_obeyed():
+    """The issuing CA (path length 0) has made a CA below itself."""
+    below_key = new_key()
+    extensions = [x509.BasicConstraints(ca=True, path_length=None), CA.issuing.extensions[1].value]
+    below = certificate("below", below_key, CA.issuing, CA.issuing_key, extensions)
+    leaf = certificate(DEVICE, KEY, below, below_key, [one.value for one in CA.ldevid(KEY).extensions])
+    with pytest.raises(CertificateRefused, match="longer than"):
+        verify_issued(der(leaf), (der(below), *CA.chain), DEVICE, expectation())
+
+
+@pytest.mark.parametrize("octets", [b"", b"\x30", b"not DER", b"\x30\x82\xff\xff"])
+def test_bytes_that_are_no_certificate_are_refused(octets):
+    with pytest.raises(CertificateRefused, match="cannot be parsed"):
+        verify_issued(octets, CA.chain, DEVICE, expectation())
+    with pytest.raises(CertificateRefused, match="cannot be parsed"):
+        verify_issued(der(CA.ldevid(KEY)), (octets,), DEVICE, expectation())
+
+
+def test_the_dates_of_the_whole_chain_are_judged():
+    late = NOW + timedelta(days=31)
+    leaf = CA.ldevid(KEY, end=NOW + timedelta(days=60))
+    with pytest.raises(CertificateRefused, match="ended at"):
+        verify_issued(der(leaf), CA.chain, DEVICE, expectation(now=late))
