@@ -66,12 +66,14 @@ async def show_evidence(service: Service, name: str, flow: str) -> Json:
         passed = None if device is None else enrollments.newest_attestation_of(tx, device.id, flow)
         if device is None or passed is None:
             raise NotFound(expected=f"a device whose {flow} evidence passed", actual=name)
-        return device, passed, enrollments.certificate_of_enrollment(tx, passed.id)
+        earned = (row for row in enrollments.certificates_of(tx, device.id) if row.enrollment_id == passed.id)
+        return device, passed, next(earned, None)
 
     device, passed, certificate = await service.store.read(read)
     evidence = json.loads(passed.evidence)
     quote = parse_quote(unb64url(evidence["quote"]["attest"]))
-    earned = certificate is not None and certificate.signature is not None
+    if certificate is not None and certificate.signature is None:
+        certificate = None  # reserved, not signed yet
     return {
         "device": device.id,
         "serial": device.serial,
@@ -83,7 +85,7 @@ async def show_evidence(service: Service, name: str, flow: str) -> Json:
         "bank": quote.quoted.bank,
         "pcrs": list(quote.quoted.pcrs),
         "evidence": evidence,
-        "certificate": b64url(assemble(certificate.tbs, certificate.signature)) if certificate and earned else None,
+        "certificate": None if certificate is None else b64url(assemble(certificate.tbs, certificate.signature)),
     }
 
 
