@@ -32,7 +32,7 @@ _log = structlog.get_logger()
 class Connection(RequestHandler):
     """A connection that a slow or hostile peer cannot hold for longer than the deadlines say."""
 
-    __slots__ = ("_head_timer", "_limits", "_on_lost", "identity", "reading_body", "source")
+    __slots__ = ("_head_timer", "_limits", "_lost", "_on_lost", "identity", "reading_body", "source")
 
     def __init__(self, server: "Server", *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -49,6 +49,7 @@ class Connection(RequestHandler):
         )
         self._limits = server.limits
         self._head_timer: asyncio.TimerHandle | None = None
+        self._lost = False
         self._on_lost: Callable[[], None] | None = None
         self.source = ""
         """The peer's address, as the limits count it."""
@@ -82,11 +83,14 @@ class Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Free what the connection held."""
+        self._lost = True
         self._stop_head_timer()
-        super().connection_lost(exc)
-        if self._on_lost is not None:
-            on_lost, self._on_lost = self._on_lost, None
-            on_lost()
+        try:
+            super().connection_lost(exc)
+        finally:
+            if self._on_lost is not None:
+                on_lost, self._on_lost = self._on_lost, None
+                on_lost()
 
     def force_close(self) -> None:
         """Close; what the peer does not take in time is dropped."""
@@ -146,7 +150,8 @@ class Connection(RequestHandler):
             self._head_timer = None
 
     def _abort_if_not_taken(self, transport: asyncio.Transport | None) -> None:
-        if transport is not None and transport.get_write_buffer_size() > 0:
+        # A transport that is gone cannot even be asked.
+        if not self._lost and transport is not None and transport.get_write_buffer_size() > 0:
             self._loop.call_later(CLOSING_SECONDS, transport.abort)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -34,6 +34,17 @@ def service(bounds):
     )
 
 
+@contextmanager
+def no_loose_ends():
+    """Fails where a callback of the event loop raised: asyncio would only log it."""
+    seen = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: seen.append(context))
+    yield
+    loop.set_exception_handler(None)
+    assert seen == []
+
+
 @asynccontextmanager
 async def listening(*routes, bounds=None, tls=None, rate=FAST):
     """A listener on a free port of loopback; gives the listener with `.port`."""
@@ -42,11 +53,14 @@ async def listening(*routes, bounds=None, tls=None, rate=FAST):
     listener = Listener("test", Dispatcher("test", service(bounds), routes, rates), limits=bounds, rates=rates, tls=tls)
     bound = socket.create_server(("127.0.0.1", 0))
     listener.port = bound.getsockname()[1]
-    listener.start(bound)
-    try:
-        yield listener
-    finally:
-        await listener.stop(1.0)
+    with no_loose_ends():
+        listener.start(bound)
+        try:
+            yield listener
+        finally:
+            await listener.stop(1.0)
+            await asyncio.sleep(0)
+        assert listener.connections == 0
 
 
 async def connect(port, **options):
