@@ -1,7 +1,176 @@
-"""."""
+"""The owner's commands for what devices trust: the bundle of the trust repository, signed 2 of 3."""
+
+import asyncio
+import hashlib
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from provisioning.cli.failures import Failed
+from provisioning.cli.output import DataDir, Format, Output, directory_of, example, note, print_fields, print_json
+from provisioning.config import Config, DataDirectory, load_config
+
+if TYPE_CHECKING:
+    from hsm.key import HsmEcKey
+    from provisioning.service import Service
+    from wire.messages import TrustBundle
+
+BY = "owner"
+PAGE = 500
+
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option("--image-root", metavar="FILE", help="The publisher's root: what muster ota init printed."),
+]
+
 
 def add_to(app: typer.Typer) -> None:
-    """."""
+    """Put the commands in."""
+    group = typer.Typer(help="What devices trust.", no_args_is_help=True, rich_markup_mode=None)
+    group.command("publish", epilog=example("muster trust publish --image-root publisher/image/metadata/1.root.json"))(
+        publish
+    )
+    group.command("show", epilog=example("muster trust show"))(show_trust)
+    app.add_typer(group, name="trust")
+
+
+def publish(data_dir: DataDir = None, output: Output = Format.TABLE, image_root: ImageRoot = None) -> None:
+    """Sign the next trust bundle by 2 of the 3 offline keys, and tell the devices to fetch it."""
+    from ota.bundle import publish_bundle, published_bundle
+    from provisioning.app.compose import compose
+
+    directory = directory_of(data_dir)
+    config = load_config(directory)
+    before = published_bundle(directory.trust)
+    root = before.image_root if image_root is None else _verified_root(image_root)
+    with ExitStack() as opened:
+        service = opened.enter_context(compose(directory, config))
+        bundle = _next(service, before, root)
+        signers = [*_offline_keys(directory, config, opened), service.keys.key("trust-online")]
+        publish_bundle(directory.trust, bundle, signers, service.clock())
+        asyncio.run(_announce(service, bundle))
+    _show(output, directory)
+    note(f"bundle {bundle.version} is published; devices that are connected were told")
+
+
+def show_trust(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Show what devices trust, and until when it is signed."""
+    directory = directory_of(data_dir)
+    load_config(directory)
+    _show(output, directory)
+
+
+def described(bundle: "TrustBundle") -> dict[str, Any]:
+    """The bundle, for a person: fingerprints and key ids, no bytes."""
+    from cryptography import x509
+
+    from wire.binding import key_id
+
+    roots = [x509.load_der_x509_certificate(der) for der in bundle.ca_roots]
+    return {
+        "version": bundle.version,
+        "service_name": bundle.service_name,
+        "ca_roots": [
+            f"{root.subject.rfc4514_string()} sha256:{hashlib.sha256(der).hexdigest()}"
+            for root, der in zip(roots, bundle.ca_roots, strict=True)
+        ],
+        "command_keys": [key_id(key) for key in bundle.command_keys],
+        "log_keys": [key_id(key) for key in bundle.log_keys],
+        "image_root": None if bundle.image_root is None else hashlib.sha256(bundle.image_root).hexdigest(),
+        "director_root": None if bundle.director_root is None else hashlib.sha256(bundle.director_root).hexdigest(),
+    }
+
+
+def _show(output: Format, directory: DataDirectory) -> None:
+    from ota.bundle import published_bundle
+    from ota.repository import online_expiry
+    from wire.codec import rfc3339
+
+    data = described(published_bundle(directory.trust))
+    data["online_until"] = rfc3339(online_expiry(directory.trust))
+    if output is Format.JSON:
+        print_json(data)
+    else:
+        print_fields(data)
+
+
+def _next(service: "Service", before: "TrustBundle", image_root: bytes | None) -> "TrustBundle":
+    """The next bundle: the installation's keys and certificates as they are today."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    command, log = (
+        service.keys.public(label).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for label in ("command", "log")
+    )
+    # What a bundle named before stays named: a device may hold what an older key signed. Dropping is a ceremony.
+    return replace(
+        before,
+        version=before.version + 1,
+        ca_roots=_with(before.ca_roots, service.authority.chain[-1]),
+        command_keys=_with(before.command_keys, command),
+        log_keys=_with(before.log_keys, log),
+        image_root=image_root,
+    )
+
+
+def _with(known: tuple[bytes, ...], current: bytes) -> tuple[bytes, ...]:
+    return known if current in known else (*known, current)
+
+
+def _verified_root(file: Path) -> bytes:
+    """A TUF root that its own keys sign. Raises: Failed, OSError."""
+    from ota.files import read_at_most
+    from ota.refusals import UpdateRefused
+    from ota.source import NotFoundAtSource
+    from ota.verify import ROOT_MOST, verify_roots
+
+    data = read_at_most(file, ROOT_MOST)
+    if data is None:
+        raise Failed(f"{file}: is not there; make it: muster ota init")
+
+    def no_later_one(path: str, _most: int) -> bytes:
+        raise NotFoundAtSource(path)
+
+    try:
+        return verify_roots(data, no_later_one).data
+    except UpdateRefused as refused:
+        raise Failed(f"{file}: is no root of a repository: {refused}; name what muster ota init printed") from refused
+
+
+def _offline_keys(directory: DataDirectory, config: Config, opened: ExitStack) -> "list[HsmEcKey]":
+    """As many of the offline keys as it takes; a token may lie in a safe. Raises: Failed, HsmError."""
+    from provisioning.app.installation import TRUST_KEY, TRUST_THRESHOLD, TRUST_TOKENS
+    from provisioning.app.keys import open_token
+
+    here = [label for label in TRUST_TOKENS if directory.pin(label).is_file()][:TRUST_THRESHOLD]
+    if len(here) < TRUST_THRESHOLD:
+        missing = f"{len(here)} PINs of {', '.join(TRUST_TOKENS)} in {directory.secrets}"
+        raise Failed(f"{missing}: {TRUST_THRESHOLD} must sign; bring the tokens and their PIN files")
+    return [opened.enter_context(open_token(directory, config, label)).ec_key(TRUST_KEY) for label in here]
+
+
+async def _announce(service: "Service", bundle: "TrustBundle") -> None:
+    """A leaf in the log, and an order to every active device to look again."""
+    from sqlalchemy import Connection
+
+    from provisioning import outbox
+    from provisioning.db import devices, leaves
+    from provisioning.journal import leaf
+    from wire.codec import encode
+
+    digest = hashlib.sha256(encode(bundle)).hexdigest()
+    entry = leaf(service, "trust", service.clock(), version=bundle.version, sha256=digest, by=BY)
+    await service.ledger.write(lambda tx: leaves.add(tx, entry))
+
+    def order(tx: Connection, ids: list[str]) -> None:
+        for device_id in ids:
+            outbox.put(tx, service, outbox.Order("refresh-trust", device_id, BY))
+
+    after = ""
+    while rows := await service.store.read(lambda tx, after=after: devices.after(tx, after, PAGE)):  # type: ignore[misc]  # bound now
+        active = [row.id for row in rows if row.state == "active"]
+        await service.ledger.write(lambda tx, ids=active: order(tx, ids))  # type: ignore[misc]  # bound now
+        after = rows[-1].serial
