@@ -59,6 +59,8 @@ class ReleaseFloor:
     def read(self) -> int:
         """The least release counter. A device that has neither file nor counter is new: its floor is 0.
 
+        Power lost between making the counter and writing the file counts as lost: nothing tells it from a removed file.
+
         Raises: FloorLost.
         """
         try:
