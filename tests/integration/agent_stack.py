@@ -47,6 +47,7 @@ software_tpm = true
 banks = ["sha256"]
 boot_log = "{boot_log}"
 release_pcrs = [8, 9]
+enrollments_per_day = 10000
 
 [[ek_roots]]
 certificate = """{ek_ca.root_pem.read_text()}"""

@@ -40,15 +40,18 @@ def _usage(*, sign=False, ca=False):
 
 
 def certificate(subject, key, issuer, issuer_key, extensions, *, start=None, end=None):
+    bare = isinstance(key, ec.EllipticCurvePublicKey)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
     builder = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name if issuer is None else issuer.subject)
-        .public_key(key if isinstance(key, ec.EllipticCurvePublicKey) else key.public_key())
+        .public_key(key if bare else key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start or NOW - timedelta(hours=1))
         .not_valid_after(end or NOW + timedelta(days=30))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key if bare else key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
     for extension in extensions:
         builder = builder.add_extension(
@@ -92,7 +95,5 @@ class Authority:
             _usage(sign=True),
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
             x509.SubjectAlternativeName([x509.DNSName(name) for name in names]),
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(self.issuing_key.public_key()),
         ]
         return certificate("service", key, self.issuing, self.issuing_key, extensions, **dates)

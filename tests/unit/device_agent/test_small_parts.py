@@ -180,9 +180,8 @@ def test_outside_a_checkout_a_file_for_the_distributions_module_is_written(tmp_p
 
 
 def test_a_second_agent_is_refused_until_the_first_ends(tmp_path):
-    with hold(tmp_path / "lock"):
-        with pytest.raises(AlreadyRunning, match="stop it first"), hold(tmp_path / "lock"):
-            pass
+    with hold(tmp_path / "lock"), pytest.raises(AlreadyRunning, match="stop it first"), hold(tmp_path / "lock"):
+        pass
     with hold(tmp_path / "lock"):
         pass
 
