@@ -7,8 +7,9 @@ with the bytes of one small target where the caller keeps one) and `floor.json`.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -75,7 +76,7 @@ class RepositoryClient:
         kept = self._load(_Set, "set.json")
         if kept is None:
             return None
-        root = self._roots(_nothing)
+        root = self._roots(partial(_from_dict, {}))
         verified = verify_repository(root, _from_set(kept), self._floors(root), now)
         return verified, kept.target
 
@@ -86,24 +87,34 @@ class RepositoryClient:
         self._save("floor.json", encode(verified.floor))
 
     def _roots(self, fetch: Fetch) -> VerifiedRoot:
-        kept = self._load(_Roots, "roots.json")
-        by_path = {f"metadata/{number}.root.json": data for number, data in kept.by_version.items()} if kept else {}
+        kept = self._kept_roots()
 
         def kept_first(path: str, most: int) -> bytes:
-            return by_path[path] if path in by_path else fetch(path, most)
+            return kept[path] if path in kept else fetch(path, most)
 
+        return verify_roots(self._trusted_root, kept_first)
+
+    def _kept_roots(self) -> dict[str, bytes]:
+        """Path to kept root. Judged by themselves: whatever a source serves behind them, good ones are not dropped."""
+        stored = self._load(_Roots, "roots.json")
+        if stored is None:
+            return {}
+        kept = {f"metadata/{number}.root.json": data for number, data in stored.by_version.items()}
         try:
-            return verify_roots(self._trusted_root, kept_first)
+            verify_roots(self._trusted_root, partial(_from_dict, kept))
         except UpdateRefused as refusal:
-            if not by_path:
-                raise
             _logger.warning("metadata-damaged file=%s reason=%s", self._directory / "roots.json", refusal)
-            return verify_roots(self._trusted_root, fetch)
+            return {}
+        return kept
 
     def _keep_roots(self, root: VerifiedRoot) -> None:
+        """At once, and the version in `floor.json` too: hiding a root that was seen is refused without `roots.json`."""
         first = root.version - len(root.chain) + 1
         by_version = {str(first + place): data for place, data in enumerate(root.chain)}
         self._save("roots.json", encode(_Roots(by_version)))
+        floor = self._load(Floor, "floor.json")
+        if floor is not None and floor.root < root.version:
+            self._save("floor.json", encode(replace(floor, root=root.version)))
 
     def _floors(self, root: VerifiedRoot) -> tuple[Floor, ...]:
         """What was seen, as `floor.json` and (independently) the stored set remember it."""
@@ -139,8 +150,10 @@ class RepositoryClient:
         replace_file(path, data, mode=0o600)
 
 
-def _nothing(path: str, _most: int) -> bytes:
-    raise NotFoundAtSource(path)
+def _from_dict(files: dict[str, bytes], path: str, _most: int) -> bytes:
+    if path not in files:
+        raise NotFoundAtSource(path)
+    return files[path]
 
 
 def _from_set(kept: _Set) -> Fetch:

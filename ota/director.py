@@ -18,7 +18,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # tuf re-exports w
 )
 
 from ota.release import release_claims
-from ota.signing import PrivateKey, Roles, expiry_after, file_entry, lifetime_of, root_metadata, sign_metadata
+from ota.signing import PrivateKey, Roles, expiry_after, file_entry, lifetime_of, root_metadata, sign_for, sign_metadata
 from ota.verify import VerifiedTarget
 from wire.topics import is_device_id
 
@@ -29,6 +29,14 @@ def create_director_root(roles: Roles, signers: Sequence[PrivateKey], now: datet
     """The Director's first root metadata (`1.root.json`). Raises: TooFewSigners."""
     root = root_metadata(roles, 1, now)
     return sign_metadata(root, root.signed, "root", signers)
+
+
+def rotate_director_root(root: bytes, roles: Roles, signers: Sequence[PrivateKey], now: datetime) -> bytes:
+    """The root after this one (other keys, or new dates), signed by the thresholds of both. Raises: TooFewSigners."""
+    old = Metadata[Root].from_bytes(root).signed
+    new = root_metadata(roles, old.version + 1, now)
+    sign_for(new, old, "root", signers)
+    return sign_metadata(new, new.signed, "root", signers)
 
 
 def next_version(previous: int, now: datetime) -> int:

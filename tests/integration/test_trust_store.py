@@ -247,6 +247,27 @@ def test_a_root_that_took_a_stolen_key_away_is_kept_though_the_rest_of_the_refre
         world.store.refresh()
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_bad_root_behind_a_kept_one_does_not_make_the_device_forget_it(world, tmp_path, lost):
+    world.store.refresh()
+    shutil.copytree(world.source, tmp_path / "old")
+    stolen, new = world.keys, Keys(offline=world.keys.offline)
+    repository.rotate_root(world.source, new.roles, [*stolen.signers, new.online], NOW)
+    world.fetch = _without(world.source, "metadata/timestamp.json")
+    with pytest.raises(refusals.MetadataMissing):
+        world.store.refresh()
+    if lost:
+        (world.state / "roots.json").unlink()
+    (tmp_path / "old" / "metadata" / "3.root.json").write_bytes(b"{}")
+    world.fetch = folder_source(tmp_path / "old")
+    for _ in range(2):
+        with pytest.raises(refusals.MetadataRolledBack if lost else refusals.MetadataMalformed, match="root"):
+            world.store.refresh()
+    (tmp_path / "old" / "metadata" / "3.root.json").unlink()
+    with pytest.raises(refusals.MetadataRolledBack if lost else refusals.ThresholdNotMet):
+        world.store.refresh()
+
+
 def test_a_hidden_root_is_missed_where_the_kept_roots_are_lost(world, tmp_path):
     shutil.copytree(world.source, tmp_path / "old")
     repository.rotate_root(world.source, world.keys.roles, world.keys.signers, NOW)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ota import refusals
-from ota.director import create_director_root, director_metadata, next_version
+from ota.director import create_director_root, director_metadata, next_version, rotate_director_root
 from ota.refusals import UpdateRefused
 from ota.release import assignment_of, image_of, reference_values, release_claims, verify_release
 from ota.signing import Roles, online_role
@@ -196,6 +196,15 @@ def test_an_earlier_generation_of_the_director_is_refused():
 def test_the_director_root_needs_its_threshold():
     with pytest.raises(refusals.TooFewSigners):
         create_director_root(ROLES, KEYS.offline[:1], NOW)
+
+
+def test_a_rotated_director_root_is_reached_and_needs_both_thresholds():
+    new = Keys()
+    roles = replace(ROLES, root=new.roles.root)
+    with pytest.raises(refusals.TooFewSigners):
+        rotate_director_root(ROOT, roles, [*new.offline, KEYS.offline[0]], NOW)
+    root = rotate_director_root(ROOT, roles, [*new.offline[:2], *KEYS.offline[:2]], NOW)
+    assert verify_roots(ROOT, source({"metadata/2.root.json": root})).version == 2
 
 
 def test_a_director_key_that_the_root_does_not_name_is_refused_at_signing():
