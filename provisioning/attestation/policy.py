@@ -102,7 +102,8 @@ def parse_policy(text: str) -> Policy:
     try:
         parsed = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise PolicyMalformed(expected="TOML", actual=str(error)) from error
+        where = str(error).replace("at end of document", f"at line {len(text.splitlines())}, the last")
+        raise PolicyMalformed(expected="TOML", actual=where) from error
     try:
         return _policy(load(_PolicyText, parsed))
     except MalformedMessage as error:
@@ -117,7 +118,7 @@ def _policy(written: _PolicyText) -> Policy:
     _demand(bool(written.banks), "banks", "is empty: no PCR could be quoted")
     for number, bank in enumerate(written.banks):
         _demand(bank in HASH_IDS, f"banks[{number}]", "is not sha256, sha384 or sha512 (SHA-1 never counts)")
-        _demand(bank in written.pcrs, "pcrs", f"has no table for the bank {bank}")
+        _demand(bank in written.pcrs, f"banks[{number}]", f"has no table [pcrs.{bank}]")
     _demand(written.min_tpm_firmware >= 0, "min_tpm_firmware", "is negative")
     _demand(written.enrollments_per_day >= 1, "enrollments_per_day", "is less than 1")
     release = frozenset(written.release_pcrs)
