@@ -18,11 +18,13 @@ from provisioning.db import devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
 from provisioning.refusals import (
+    ApprovalRequired,
     BankRefused,
     BootLogMissing,
     ChallengeExpired,
     ChallengeTaken,
     ChallengeUnknown,
+    DeviceRevoked,
     Finding,
     NoPolicyForModel,
     Refusal,
@@ -35,6 +37,8 @@ from wire.problems import Problem
 
 TRANSIENT = (Problem.UNAVAILABLE,)
 """Refusals that are not the device's fault: its challenge stays, and the same evidence may come again."""
+FINAL = ("revoked", "decommissioned")
+"""States of a device that end it."""
 SECRET_BYTES = 32
 NONCE_BYTES = 32
 ID_BYTES = 16
@@ -178,7 +182,7 @@ def _take(
         ek_id=row.ek_id,
     )
     previous = None if approved or row.ak_name != device.ak_name else tpm_state_of(device)
-    values = release_values(devices.releases_of(tx, device.id), rules)
+    values = release_values(devices.releases_of(tx, device.id), rules) if rules.release_pcrs else {}
     return Taken(challenge, row.ak_name, device, rules, policy.id, previous, approved, values, row.answer)
 
 
@@ -212,6 +216,16 @@ async def boot_log_of(service: Service, taken: Taken, inline: bytes | None, by_h
     if log is None:
         raise BootLogMissing(expected=f"a log of device {taken.device.id} with this hash", actual=by_hash)
     return log
+
+
+def verify_same_identity(device: Record | None, taken: Taken, at: int) -> None:
+    """Check 18: the EK keeps its AK, or an operator approved another one. Raises: DeviceRevoked, ApprovalRequired."""
+    if device is None or device.state in FINAL:
+        raise DeviceRevoked(expected="a device in service", actual="none" if device is None else device.state)
+    if device.ak_name in (None, taken.ak_name):
+        return
+    if device.approved_until is None or at > device.approved_until:
+        raise ApprovalRequired(expected=f"the AK {device.ak_name.hex()}", actual=f"the AK {taken.ak_name.hex()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,18 +262,18 @@ def passed(service: Service, tx: Connection, taken: Taken, outcome: Outcome) -> 
             "findings": findings_json(outcome.findings),
         },
     )
-    enrollments.close(tx, taken.challenge.enrollment_id, state="passed", answer=outcome.answer)
-    devices.change(
-        tx,
-        taken.device.id,
-        health="healthy",
-        last_attested_at=at,
-        reset_count=tpm.reset_count,
-        restart_count=tpm.restart_count,
-        clock=tpm.clock,
-        clock_safe=tpm.safe,
-        firmware_version=format(tpm.firmware_version, "x"),
-    )
+    enrollments.passed(tx, taken.challenge.enrollment_id, outcome.answer)
+    shown = {
+        "ak_name": taken.ak_name,
+        "ak_public": taken.challenge.ak_public,
+        "reset_count": tpm.reset_count,
+        "restart_count": tpm.restart_count,
+        "clock": tpm.clock,
+        "clock_safe": tpm.safe,
+        "firmware_version": format(tpm.firmware_version, "x"),
+    }
+    if not devices.attested(tx, taken.device.id, at, **shown):
+        verify_same_identity(devices.by_id(tx, taken.device.id), taken, at)
     leaves.add(tx, outcome.entry)
 
 

@@ -18,10 +18,10 @@ from provisioning.attesting import Refused, Taken
 from provisioning.db import commands, devices, enrollments
 from provisioning.db.devices import Record
 from provisioning.issuance.profile import Ldevid
-from provisioning.issuing import IssuedCertificate, Order, issue, renew_after
+from provisioning.issuing import IssuedCertificate, Order, certificate_of, issue, renew_after
 from provisioning.journal import leaf
 from provisioning.refusals import (
-    ApprovalRequired,
+    ChallengeUnknown,
     DeviceRevoked,
     EkNotRegistered,
     EnrollmentQuotaSpent,
@@ -31,11 +31,12 @@ from provisioning.refusals import (
     SerialHasAnotherTpm,
 )
 from provisioning.service import Service
-from wire.codec import b64url, decode, encode
+from wire.codec import b64url, encode
 from wire.messages import Challenge, EnrollmentRequest, Evidence, Issued, MqttAddress
 
 DAY = timedelta(days=1)
-FINAL = ("revoked", "decommissioned")
+ISSUED = b"issued"
+"""The stored answer of an enrollment that passed: the certificate of the same id says the rest."""
 
 
 async def begin_enrollment(service: Service, request: EnrollmentRequest, *, source: str) -> Challenge:
@@ -80,7 +81,7 @@ async def complete_enrollment(
     digest = hashlib.sha256(received).digest()
     taken = await attesting.take(service, "enroll", enrollment_id, digest, arrived=arrived, device_id=None)
     if taken.answer is not None:
-        return decode(Issued, taken.answer, limit=len(taken.answer))
+        return await _same_answer(service, taken)
     where = Refused("enroll", source, taken.device.id, taken.device.serial, enrollment_id)
     try:
         activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
@@ -113,7 +114,7 @@ def _look_up(
         raise EkNotRegistered(expected="the EK of a registered device", actual=f"the EK {ek_id}")
     if request.serial not in (None, device.serial):
         raise SerialHasAnotherTpm(expected=f"this TPM is registered as {device.serial}", actual=request.serial)
-    if device.state in FINAL:
+    if device.state in attesting.FINAL:
         raise DeviceRevoked(expected="a device in service", actual=device.state)
     if request.profile not in (None, "ldevid"):
         raise ProfileUnknown(expected="ldevid", actual=request.profile)
@@ -121,21 +122,11 @@ def _look_up(
     return device, devices.newest_policy(tx, device.model), enrollments.passed_since(tx, device.id, since)
 
 
-def _same_identity(device: Record | None, taken: Taken, at: int) -> None:
-    """Check 18, second part: the EK keeps its AK, or an operator approved another one. Raises: ApprovalRequired."""
-    if device is None or device.state in FINAL:
-        raise DeviceRevoked(expected="a device in service", actual="none" if device is None else device.state)
-    if device.ak_name in (None, taken.ak_name):
-        return
-    if device.approved_until is None or at > device.approved_until:
-        raise ApprovalRequired(expected=f"the AK {device.ak_name.hex()}", actual=f"the AK {taken.ak_name.hex()}")
-
-
 async def _issue(
     service: Service, taken: Taken, verified: VerifiedEvidence, evidence: bytes, boot_log: bytes | None
 ) -> Issued:
     device, now = taken.device, service.clock()
-    _same_identity(device, taken, int(now.timestamp()))
+    attesting.verify_same_identity(device, taken, int(now.timestamp()))
     wanted = Ldevid(device.id, device.serial, service.config.service_name, verified.csr.spki)
     order = Order(wanted, device.id, service.config.lifetimes.ldevid_days, device.id, taken.challenge.enrollment_id)
     entry = leaf(
@@ -143,17 +134,21 @@ async def _issue(
     )
 
     def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
-        _same_identity(devices.by_id(tx, device.id), taken, int(now.timestamp()))
-        answer = encode(_answer(service, device.id, certificate))
-        outcome = attesting.Outcome(evidence, boot_log, verified.tpm, verified.findings, answer, entry)
+        outcome = attesting.Outcome(evidence, boot_log, verified.tpm, verified.findings, ISSUED, entry)
         attesting.passed(service, tx, taken, outcome)
         enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
-        ak = {"ak_name": taken.ak_name, "ak_public": taken.challenge.ak_public}
-        devices.change(tx, device.id, state="active", approved_until=None, **ak)
         commands.forget_session(tx, device.id)
 
     certificate = await issue(service, order, recorded)
     return _answer(service, device.id, certificate)
+
+
+async def _same_answer(service: Service, taken: Taken) -> Issued:
+    enrollment_id = taken.challenge.enrollment_id
+    row = await service.store.read(lambda tx: enrollments.certificate_of_enrollment(tx, enrollment_id))
+    if row is None or row.signature is None:
+        raise ChallengeUnknown(expected="the certificate of this enrollment", actual="none")
+    return _answer(service, taken.device.id, certificate_of(row))
 
 
 def _answer(service: Service, device_id: str, certificate: IssuedCertificate) -> Issued:

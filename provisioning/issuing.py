@@ -57,6 +57,8 @@ class Reserved:
     serial: str
     profile: str
     tbs: bytes
+    not_before: int
+    not_after: int
     signature: bytes | None
 
 
@@ -80,8 +82,12 @@ async def issue(service: Service, order: Order, recorded: Recorded) -> IssuedCer
 
 def certificate_of(row: Record) -> IssuedCertificate:
     """The certificate of an issued row."""
-    not_before, not_after = (datetime.fromtimestamp(at, UTC) for at in (row.not_before, row.not_after))
-    return IssuedCertificate(row.serial, assemble(row.tbs, row.signature), not_before, not_after)
+    return _issued(row.serial, row.not_before, row.not_after, row.tbs, row.signature)
+
+
+def _issued(serial: str, not_before: int, not_after: int, tbs: bytes, signature: bytes) -> IssuedCertificate:
+    begin, end = datetime.fromtimestamp(not_before, UTC), datetime.fromtimestamp(not_after, UTC)
+    return IssuedCertificate(serial, assemble(tbs, signature), begin, end)
 
 
 def renew_after(certificate: IssuedCertificate) -> datetime:
@@ -108,14 +114,13 @@ def _issuer(certificate: bytes) -> Issuer:
 
 def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> Reserved:
     """The row that will be signed: the one that this request reserved before, or a new one."""
-    if order.enrollment_id is not None:
-        before = enrollments.certificate_of_enrollment(tx, order.enrollment_id)
-        if before is not None:
-            return Reserved(before.serial, before.profile, before.tbs, before.signature)
     over = key_id(order.wanted.public_key)
-    if isinstance(order.wanted, Ldevid) and (others := enrollments.certificates_by_key(tx, over)):
-        raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {others[0].serial}")
-    row = {
+    for known in enrollments.certificates_of_request(tx, order.enrollment_id, over):
+        if order.enrollment_id is not None and known.enrollment_id == order.enrollment_id:
+            return Reserved(**{name: getattr(known, name) for name in Reserved.__slots__})
+        if isinstance(order.wanted, Ldevid):
+            raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {known.serial}")
+    row: dict[str, Any] = {
         "serial": serial_text(tbs.serial),
         "profile": tbs.profile.value,
         "subject": order.subject,
@@ -130,7 +135,7 @@ def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> Re
         "signature": None,
     }
     enrollments.add_certificate(tx, row)
-    return Reserved(serial_text(tbs.serial), tbs.profile.value, tbs.der, None)
+    return Reserved(**{name: row[name] for name in Reserved.__slots__})
 
 
 def verify_signature(key: ec.EllipticCurvePublicKey, tbs: bytes, signature: bytes) -> None:
@@ -145,12 +150,12 @@ def _record(
     tx: Connection, reserved: Reserved, signature: bytes, entry: dict[str, Any], recorded: Recorded
 ) -> IssuedCertificate:
     """Write signature, leaf and what belongs to them; the first of two equal requests wins, both get its answer."""
-    first = enrollments.sign_certificate(tx, reserved.serial, signature)
-    row = enrollments.certificate_by_serial(tx, reserved.serial)
-    if row is None:
-        raise ToBeSignedRefused(expected=f"the reserved certificate {reserved.serial}", actual="no such row")
-    issued = certificate_of(row)
-    if first:
+    if enrollments.sign_certificate(tx, reserved.serial, signature):
+        issued = _issued(reserved.serial, reserved.not_before, reserved.not_after, reserved.tbs, signature)
         leaves.add(tx, entry)
         recorded(tx, issued)
-    return issued
+        return issued
+    row = enrollments.certificate_by_serial(tx, reserved.serial)
+    if row is None or row.signature is None:
+        raise ToBeSignedRefused(expected=f"the reserved certificate {reserved.serial}", actual="no such row")
+    return certificate_of(row)

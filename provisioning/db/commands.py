@@ -5,12 +5,14 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from provisioning.db.devices import Record
+from provisioning.db.prepared import Prepared
 from provisioning.db.tables import Assignment, Command, DirectorMetadata, Lease, MqttSession, Release, table_of
 
 command, session = table_of(Command), table_of(MqttSession)
 release, assignment, lease = table_of(Release), table_of(Assignment), table_of(Lease)
 director = table_of(DirectorMetadata)
 
+_FORGET_SESSION = Prepared(delete(session).where(session.c.device_id == bindparam("device")))
 _DUE = (
     select(command, session.c.session, session.c.down_sequence)
     .join(session, session.c.device_id == command.c.device_id)
@@ -104,7 +106,7 @@ def put_session(tx: Connection, device_id: str, values: dict[str, Any]) -> None:
 
 def forget_session(tx: Connection, device_id: str) -> None:
     """A device that enrolled anew starts with a hello."""
-    tx.execute(delete(session).where(session.c.device_id == device_id))
+    _FORGET_SESSION(tx, {"device": device_id})
 
 
 def accept_sequence(tx: Connection, device_id: str, of_session: str, sequence: int) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, update
 
+from provisioning.db.prepared import Prepared
 from provisioning.db.tables import Assignment, Device, Operator, Policy, Release, Station, table_of
 
 Record = Row[Any]
@@ -13,6 +14,26 @@ device, station, policy, operator = (table_of(row) for row in (Device, Station, 
 assignment, release = table_of(Assignment), table_of(Release)
 
 _NEWEST_POLICY = select(policy).where(policy.c.model == bindparam("model")).order_by(policy.c.version.desc()).limit(1)
+_SHOWN = ("ak_name", "ak_public", "reset_count", "restart_count", "clock", "clock_safe", "firmware_version")
+_ATTESTED = Prepared(
+    update(device)
+    .where(
+        device.c.id == bindparam("device"),
+        or_(device.c.state == "registered", device.c.state == "active"),
+        or_(
+            device.c.ak_name.is_(None),
+            device.c.ak_name == bindparam("new_ak_name"),
+            device.c.approved_until >= bindparam("at"),
+        ),
+    )
+    .values(
+        state="active",
+        health="healthy",
+        last_attested_at=bindparam("at"),
+        approved_until=None,
+        **{name: bindparam(f"new_{name}") for name in _SHOWN},
+    )
+)
 _BY_ID = select(device).where(device.c.id == bindparam("id"))
 _BY_EK = select(device).where(device.c.ek_id == bindparam("ek_id"))
 _BY_SERIAL = select(device).where(device.c.serial == bindparam("serial"))
@@ -75,6 +96,15 @@ def conflicts(tx: Connection, serial: str, ek_id: str) -> list[Record]:
 def change(tx: Connection, device_id: str, **columns: object) -> None:
     """Set columns of one device."""
     tx.execute(update(device).where(device.c.id == device_id).values(**columns))
+
+
+def attested(tx: Connection, device_id: str, at: int, **shown: object) -> bool:
+    """A device's evidence passed: what its TPM showed, and the AK that it showed it with.
+
+    False, and nothing is changed, where the record has another AK that no approval covers at `at`, or is at its end.
+    """
+    row = {"device": device_id, "at": at, **{f"new_{name}": value for name, value in shown.items()}}
+    return _ATTESTED(tx, row) == 1
 
 
 def newest_policy(tx: Connection, model: str) -> Record | None:

@@ -2,26 +2,52 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from provisioning.db.devices import Record
+from provisioning.db.prepared import Prepared, prepared_insert
 from provisioning.db.tables import Attestation, BootLog, Certificate, Crl, Enrollment, RefusalRow, table_of
 
 enrollment, certificate, attestation = table_of(Enrollment), table_of(Certificate), table_of(Attestation)
 boot_log, refusal, crl = table_of(BootLog), table_of(RefusalRow), table_of(Crl)
 
-_INSERT_ENROLLMENT = insert(enrollment)
+_INSERT_ENROLLMENT = prepared_insert(enrollment)
 _ENROLLMENT = select(enrollment).where(enrollment.c.id == bindparam("id"))
-_TAKE = (
+_TAKE = Prepared(
     update(enrollment)
     .where(enrollment.c.id == bindparam("one"), enrollment.c.state == "open")
     .values(state="taken", evidence_sha256=bindparam("hash"))
 )
-_INSERT_CERTIFICATE = insert(certificate)
-_BY_ENROLLMENT = select(certificate).where(certificate.c.enrollment_id == bindparam("id"))
+_PASS = Prepared(
+    update(enrollment)
+    .where(enrollment.c.id == bindparam("one"))
+    .values(secret=None, state="passed", answer=bindparam("reply"))
+)
+_INSERT_CERTIFICATE = prepared_insert(certificate)
+_INSERT_ATTESTATION = prepared_insert(attestation)
+_PUT_BOOT_LOG = Prepared(
+    insert(boot_log).from_select(
+        [column.name for column in boot_log.c],
+        select(*(bindparam(f"new_{column.name}", type_=column.type) for column in boot_log.c)).where(
+            ~select(boot_log.c.sha256).where(boot_log.c.sha256 == bindparam("new_sha256")).exists()
+        ),
+    )
+)
+_SUPERSEDE = Prepared(
+    update(certificate)
+    .where(
+        certificate.c.device_id == bindparam("device"),
+        certificate.c.serial != bindparam("but"),
+        certificate.c.state == "issued",
+    )
+    .values(state="superseded", revoke_at=bindparam("end"))
+)
+_OF_REQUEST = select(certificate).where(
+    or_(certificate.c.enrollment_id == bindparam("id"), certificate.c.key_id == bindparam("key_id"))
+)
 _BY_SERIAL = select(certificate).where(certificate.c.serial == bindparam("serial"))
 _BY_KEY = select(certificate).where(certificate.c.key_id == bindparam("key_id"))
-_SIGN = (
+_SIGN = Prepared(
     update(certificate)
     .where(certificate.c.serial == bindparam("one"), certificate.c.signature.is_(None))
     .values(signature=bindparam("sig"), state="issued")
@@ -30,7 +56,7 @@ _SIGN = (
 
 def add(tx: Connection, row: dict[str, Any]) -> None:
     """Insert an open challenge."""
-    tx.execute(_INSERT_ENROLLMENT, row)
+    _INSERT_ENROLLMENT(tx, row)
 
 
 def get(tx: Connection, enrollment_id: str) -> Record | None:
@@ -52,7 +78,12 @@ def passed_since(tx: Connection, device_id: str, since: int) -> int:
 
 def take(tx: Connection, enrollment_id: str, evidence_sha256: bytes) -> bool:
     """Mark an open challenge as taken by this evidence. False where it is not open (any more)."""
-    return tx.execute(_TAKE, {"one": enrollment_id, "hash": evidence_sha256}).rowcount == 1
+    return _TAKE(tx, {"one": enrollment_id, "hash": evidence_sha256}) == 1
+
+
+def passed(tx: Connection, enrollment_id: str, answer: bytes) -> None:
+    """End a challenge whose evidence passed, with the answer that it got; its secret goes."""
+    _PASS(tx, {"one": enrollment_id, "reply": answer})
 
 
 def close(tx: Connection, enrollment_id: str, **columns: object) -> None:
@@ -68,17 +99,22 @@ def forget_expired(tx: Connection, before: int) -> int:
 
 def add_certificate(tx: Connection, row: dict[str, Any]) -> None:
     """Insert a reserved certificate: its serial and to-be-signed bytes, before the HSM sees them."""
-    tx.execute(_INSERT_CERTIFICATE, row)
+    _INSERT_CERTIFICATE(tx, row)
 
 
 def sign_certificate(tx: Connection, serial: str, signature: bytes) -> bool:
     """Record the signature, if there is none yet."""
-    return tx.execute(_SIGN, {"one": serial, "sig": signature}).rowcount == 1
+    return _SIGN(tx, {"one": serial, "sig": signature}) == 1
 
 
 def certificate_of_enrollment(tx: Connection, enrollment_id: str) -> Record | None:
-    """The certificate, reserved or issued, that answers this challenge."""
-    return tx.execute(_BY_ENROLLMENT, {"id": enrollment_id}).first()
+    """The certificate that answers this challenge."""
+    return tx.execute(select(certificate).where(certificate.c.enrollment_id == enrollment_id)).first()
+
+
+def certificates_of_request(tx: Connection, enrollment_id: str | None, key_id: str) -> list[Record]:
+    """The certificate, reserved or issued, that answers this challenge, and all over the same key."""
+    return list(tx.execute(_OF_REQUEST, {"id": enrollment_id, "key_id": key_id}))
 
 
 def certificate_by_serial(tx: Connection, serial: str) -> Record | None:
@@ -105,8 +141,7 @@ def certificates_after(tx: Connection, serial: str, limit: int) -> list[Record]:
 
 def supersede(tx: Connection, device_id: str, *, but: str, revoke_at: int) -> None:
     """All issued certificates of a device but one are superseded, and to be revoked at that time."""
-    mine = (certificate.c.device_id == device_id, certificate.c.serial != but, certificate.c.state == "issued")
-    tx.execute(update(certificate).where(*mine).values(state="superseded", revoke_at=revoke_at))
+    _SUPERSEDE(tx, {"device": device_id, "but": but, "end": revoke_at})
 
 
 def revoke(tx: Connection, serial: str, *, at: int, reason: str) -> bool:
@@ -154,7 +189,7 @@ def add_crl(tx: Connection, *, number: int, der: bytes, this_update: int, next_u
 
 def add_attestation(tx: Connection, row: dict[str, Any]) -> None:
     """Insert evidence that passed."""
-    tx.execute(insert(attestation), row)
+    _INSERT_ATTESTATION(tx, row)
 
 
 def attestations_of(tx: Connection, device_id: str, limit: int) -> list[Record]:
@@ -176,8 +211,8 @@ def attestation_by_id(tx: Connection, enrollment_id: str) -> Record | None:
 
 def put_boot_log(tx: Connection, *, sha256: str, device_id: str, content: bytes, now: int) -> None:
     """Store a boot log once."""
-    if tx.execute(select(boot_log.c.sha256).where(boot_log.c.sha256 == sha256)).first() is None:
-        tx.execute(insert(boot_log).values(sha256=sha256, device_id=device_id, content=content, at=now))
+    row = {"new_sha256": sha256, "new_device_id": device_id, "new_at": now, "new_content": content}
+    _PUT_BOOT_LOG(tx, row)
 
 
 def boot_log_content(tx: Connection, sha256: str) -> bytes | None:

@@ -5,15 +5,16 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 
 from provisioning.db.devices import Record
+from provisioning.db.prepared import prepared_insert
 from provisioning.db.tables import Checkpoint, Leaf, table_of
 
 leaf, checkpoint = table_of(Leaf), table_of(Checkpoint)
-_INSERT = insert(leaf)
+_INSERT = prepared_insert(leaf)
 
 
 def add(tx: Connection, row: dict[str, Any]) -> None:
     """Insert a leaf, unnumbered, in the transaction of what it records."""
-    tx.execute(_INSERT, row)
+    _INSERT(tx, row)
 
 
 def unnumbered(tx: Connection, most: int) -> list[Record]:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from provisioning.refusals import StorageUnavailable
 
 T = TypeVar("T")
 Write = Callable[[Connection], T]
 
+DEFECTS = (IntegrityError, ProgrammingError, DataError)
+"""What a database refuses because the write was wrong. Everything else is the database's own trouble."""
 MOST_IN_ONE_COMMIT = 256
 WAITING_AT_MOST = 10_000
 
@@ -95,7 +97,7 @@ class Ledger:
 
 
 def _fail(waiting: _Waiting, error: BaseException) -> None:
-    if isinstance(error, DBAPIError):
+    if isinstance(error, DBAPIError) and not isinstance(error, DEFECTS):
         refusal = StorageUnavailable(expected="a durable write", actual=type(error.orig).__name__)
         refusal.__cause__ = error
         waiting.answer.set_exception(refusal)
