@@ -211,6 +211,7 @@ def _publish_from(
     new_root: bytes | None = None,
 ) -> None:
     """Sign targets, snapshot, timestamp (all of them before anything is written), then write them in that order."""
+    targets.signatures.clear()  # those of the version before; a key that does not sign today must not seem to
     targets.signed.expires = expiry_after(now, lifetime_of(root.signed, "targets"))
     data = sign_metadata(targets, root.signed, "targets", signers)
     entry = file_entry(targets.signed.version, data)

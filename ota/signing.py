@@ -13,6 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]  # no __all__ there
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root  # type: ignore[attr-defined]  # tuf re-exports without __all__
 from tuf.api.metadata import Role as TufRole  # type: ignore[attr-defined]  # the same
 from tuf.api.serialization.json import JSONSerializer
@@ -80,9 +81,19 @@ def sign_metadata(metadata: Metadata[Any], root: Root, role: str, signers: Seque
 
 
 def sign_for(metadata: Metadata[Any], root: Root, role: str, signers: Sequence[PrivateKey]) -> None:
-    """Add the signatures of those signers that `root` names for the role. Raises: TooFewSigners."""
+    """Add the signatures of those signers that `root` names for the role, and verify them as a device will.
+
+    Raises: TooFewSigners; what a signer raises (a token's own error, not python-tuf's wrapper of it).
+    """
     for signer in chosen_signers(root, role, signers):
-        metadata.sign(CryptoSigner(signer, tuf_key(signer.public_key())), append=True)
+        try:
+            metadata.sign(CryptoSigner(signer, tuf_key(signer.public_key())), append=True)
+        except UnsignedMetadataError as error:
+            raise (error.__cause__ or error) from None
+    try:
+        root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except UnsignedMetadataError as error:
+        raise refusals.TooFewSigners(role, expected="good signatures", actual=error) from error
 
 
 def chosen_signers(root: Root, role: str, signers: Sequence[PrivateKey]) -> list[PrivateKey]:

@@ -1,9 +1,11 @@
 """The publisher's side on a real folder: thresholds, staging, whole sets, rotation, interrupted writes."""
 
+import contextlib
 import json
 import threading
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
@@ -12,6 +14,7 @@ from ota import bundle, refusals, repository
 from ota.publishing import add_image, init_image_repository
 from ota.signing import Role, Roles, keyid_of
 from ota.verify import verify_repository, verify_roots
+from tests.integration.hsm_box import Box
 from tests.unit.ota.power import PowerCut, cut_at
 from tests.unit.ota.simulator import DAY, NOW, Keys, folder_source, new_key
 from wire.messages import TrustBundle
@@ -76,6 +79,61 @@ def test_what_is_staged_is_not_published_until_the_threshold_signs(folder, keys)
     assert read(folder).targets == {}
     assert repository.publish(folder, keys.signers, NOW) == 2
     assert read(folder).targets["a.img"].custom == {"x": 1}
+
+
+class _Broken(ec.EllipticCurvePrivateKey):
+    """A token's key: its public half is true, what it signs is not, or it fails."""
+
+    def __init__(self, key, fault):
+        self._key, self._fault = key, fault
+
+    def sign(self, data, signature_algorithm):
+        if isinstance(self._fault, Exception):
+            raise self._fault
+        return new_key().sign(data, signature_algorithm)
+
+    def public_key(self):
+        return self._key.public_key()
+
+    curve = property(lambda self: self._key.curve)
+    key_size = property(lambda self: self._key.key_size)
+    exchange = private_numbers = private_bytes = __copy__ = __deepcopy__ = None
+
+
+def test_a_token_that_fails_says_so_in_its_own_words(folder, keys):
+    broken = _Broken(keys.offline[1], PermissionError("PIN incorrect"))
+    with pytest.raises(PermissionError, match="PIN incorrect"):
+        repository.publish(folder, [keys.offline[0], broken, keys.online], NOW)
+    assert read(folder).floor.targets == 1
+
+
+def test_a_signature_that_no_device_would_take_is_not_published(folder, keys):
+    broken = _Broken(keys.offline[1], None)
+    with pytest.raises(refusals.TooFewSigners, match="good signatures"):
+        repository.publish(folder, [keys.offline[0], broken, keys.online], NOW)
+    assert read(folder).floor.targets == 1
+
+
+def test_only_the_signatures_of_today_stand_in_the_metadata(folder, keys):
+    repository.publish(folder, keys.signers, NOW)
+    repository.publish(folder, [keys.offline[2], keys.offline[1], keys.online], NOW)
+    signed = json.loads((folder / "metadata" / "3.targets.json").read_bytes())["signatures"]
+    assert {entry["keyid"] for entry in signed} == {keyid_of(key.public_key()) for key in keys.offline[1:]}
+
+
+def test_keys_in_tokens_sign_a_repository(tmp_path):
+    box = Box(tmp_path / "softhsm")
+    labels = ["trust-1", "trust-2", "trust-3", "muster"]
+    for label in labels:
+        box.create(label)
+    with contextlib.ExitStack() as stack:
+        tokens = [stack.enter_context(box.token(label)) for label in labels]
+        *offline, online = [token.generate_ec_key("trust") for token in tokens]
+        keys = Keys(offline=offline, online=online)
+        repository.create(tmp_path / "trust", keys.roles, keys.signers, NOW)
+        repository.add_target(tmp_path / "trust", "a.img", b"image")
+        repository.publish(tmp_path / "trust", keys.signers, NOW)
+    assert set(read(tmp_path / "trust").targets) == {"a.img"}
 
 
 def test_publishing_without_the_online_key_writes_nothing(folder, keys):
