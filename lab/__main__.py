@@ -68,7 +68,7 @@ def _create(chosen: argparse.Namespace) -> int:
 
 
 def _boot(chosen: argparse.Namespace) -> int:
-    device = VirtualDevice(chosen.directory, clock=chosen.clock)
+    device = VirtualDevice(chosen.directory, clock=chosen.clock, agent=_enroll(chosen) if chosen.enroll else None)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
@@ -83,6 +83,11 @@ def _boot(chosen: argparse.Namespace) -> int:
     if status != 0:
         print(f"lab boot: the agent ended with exit status {status}", file=sys.stderr)
     return 0 if status == 0 else 1
+
+
+def _enroll(chosen: argparse.Namespace) -> tuple[str | Path, ...]:
+    agent = Path(sys.executable).with_name("muster-agent")
+    return (agent, "enroll", "--data-dir", chosen.directory.resolve() / "agent")
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -119,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
 
     boot = commands.add_parser("boot", help="power a device on and keep it running until SIGTERM")
     boot.add_argument("directory", type=Path)
+    boot.add_argument(
+        "--enroll", action="store_true", help="run `muster-agent enroll` in place of `run`, then power off"
+    )
     boot.add_argument("--clock", type=_time, metavar="TIME", help="where its clock starts, as 1970-01-01T00:00:00Z")
     return parser
 

@@ -19,6 +19,7 @@ def demo(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
         lab = import_module("lab.demo")
     except ModuleNotFoundError as missing:
         raise Failed(f"demo: {missing.name} is not installed; run it in a clone: make demo") from missing
-    status = lab.main(directory_of(data_dir), output=output.value)
+    root = data_dir.absolute() if data_dir is not None else directory_of(None).root / "demo"
+    status = lab.main(root, output=output.value)
     if status:
         raise typer.Exit(status)
