@@ -139,15 +139,15 @@ def light_boot() -> LightBoot:
     return LightBoot(measure(image).pcrs, event_log(image))
 
 
-def policy_text(model: str, ek_root: x509.Certificate) -> str:
-    """A policy under which light devices pass, with a boot log asked for."""
+def policy_text(model: str, ek_root: x509.Certificate, manufacturer: str = MANUFACTURER) -> str:
+    """A policy for software TPMs that booted `light_boot`, with a boot log asked for."""
     values = light_boot().pcrs
     pcrs = "\n".join(f'"{pcr}" = ["{values[pcr].hex()}"]' for pcr in SELECTED_PCRS)
     pem = ek_root.public_bytes(Encoding.PEM).decode()
     return (
         f'model = "{model}"\nsoftware_tpm = true\nbanks = ["sha256"]\nboot_log = "required"\n'
         f"enrollments_per_day = 1000\n\n"
-        f'[[ek_roots]]\ncertificate = """\n{pem}"""\nmanufacturers = ["{MANUFACTURER}"]\n\n[pcrs.sha256]\n{pcrs}\n'
+        f'[[ek_roots]]\ncertificate = """\n{pem}"""\nmanufacturers = ["{manufacturer}"]\n\n[pcrs.sha256]\n{pcrs}\n'
     )
 
 

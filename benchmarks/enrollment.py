@@ -1,0 +1,116 @@
+"""Attested enrollments a second: both round trips, every check, a SoftHSM2 signature, durable rows, TLS, one worker.
+
+Light devices (`lab.light`) make the load from processes of their own, which first shows that it could do twice as
+much. `limit` is what the primitives alone allow on one core, in the same run: what an enrollment cannot do without of
+RSA, ECDSA, the token and durable inserts, and nothing around them.
+"""
+
+import json
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+
+from benchmarks.stack import BIN, FOLDER, STATION, Stack, command, running_stack
+from hsm.softhsm import create_token, settings
+from hsm.token import Token
+from lab.light_fleet import FleetFiles, make_fleet
+
+KEEP_ALIVE = 2000
+NEW_TLS = 1000
+ROUNDS = 5
+TIMES = 200
+ROWS_A_COMMIT = 30
+ECDSA_VERIFICATIONS = 5
+"""EK certificate, quote, certification, CSR, and the CA's own signature before it leaves."""
+ROWS = 4
+"""Challenge, certificate, attestation, leaf."""
+SHA256 = ec.ECDSA(hashes.SHA256())
+PIN = "benchmark"
+
+
+def figures() -> Iterator[dict[str, str | float]]:
+    """One figure a dictionary: name, value, unit, limit, ratio."""
+    with running_stack() as stack:
+        fleet = make_fleet(stack.directory.parent / "fleet", KEEP_ALIVE + NEW_TLS)
+        stack.muster("policy", "set", fleet.policy)
+        for rows in fleet.registrations:
+            stack.muster("factory", "register", rows, "--station", STATION)
+        limit = 1e6 / _primitives_microseconds()
+        value = _load(stack, fleet, 0, KEEP_ALIVE)
+        yield _figure("attested_enrollment", value, limit)
+        value = _load(stack, fleet, KEEP_ALIVE, NEW_TLS, "--new-tls")
+        yield _figure("attested_enrollment_new_tls", value, limit)
+
+
+def _load(stack: Stack, fleet: FleetFiles, first: int, devices: int, *options: str) -> float:
+    """Enrollments a second. Raises: RuntimeError, where devices were lost or the generator was the limit."""
+    where = ("--url", stack.device, "--ca", stack.root, "--first", str(first), "--devices", str(devices))
+    told = command(BIN / "python", "-m", "lab.light", "load", fleet.directory, *where, *options)
+    print(told.strip(), file=sys.stderr)
+    return float(json.loads(told)["enrollments_per_second"])
+
+
+def _figure(name: str, value: float, limit: float) -> dict[str, str | float]:
+    return {
+        "name": name,
+        "value": round(value),
+        "unit": "enrollments/s",
+        "limit": round(limit),
+        "ratio": round(value / limit, 2),
+    }
+
+
+def _primitives_microseconds() -> float:
+    """RSA-OAEP for the credential, ECDSA verifications, one signature in the token, the rows in grouped commits."""
+    ek = rsa.generate_private_key(65537, 2048).public_key()
+    oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), b"IDENTITY\0")
+    key, message = ec.generate_private_key(ec.SECP256R1()), bytes(300)
+    signature, public = key.sign(message, SHA256), key.public_key()
+    rsa_each = _each(lambda: ek.encrypt(bytes(32), oaep))
+    ecdsa_each = _each(lambda: public.verify(signature, message, SHA256))
+    return rsa_each + ECDSA_VERIFICATIONS * ecdsa_each + _token_each() + ROWS * _row_each()
+
+
+def _token_each() -> float:
+    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+        create_token(Path(name), "bench", PIN, PIN)
+        with Token(settings(Path(name)), "bench", lambda: PIN) as token:
+            key = token.generate_ec_key("bench")
+            return _each(lambda: key.sign(bytes(300), SHA256))
+
+
+def _row_each() -> float:
+    """One row of 1 KiB, thirty in a commit, each commit on the disk before the next."""
+    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+        connection = sqlite3.connect(Path(name) / "bench.db", isolation_level=None)
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        connection.execute("create table row (id integer primary key, content blob)")
+        rows = [(bytes(1024),)] * ROWS_A_COMMIT
+
+        def commit() -> None:
+            connection.execute("begin")
+            connection.executemany("insert into row (content) values (?)", rows)
+            connection.execute("commit")
+
+        each = _each(commit, 20) / ROWS_A_COMMIT
+        connection.close()
+        return each
+
+
+def _each(work: Callable[[], object], times: int = TIMES) -> float:
+    """Microseconds of one, the median of a few rounds."""
+    taken = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(times):
+            work()
+        taken.append((time.perf_counter() - start) / times * 1e6)
+    return median(taken)
