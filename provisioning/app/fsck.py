@@ -1,0 +1,268 @@
+"""`muster fsck`: does the database keep its promises? Read again from the stored bytes, by other code than wrote them.
+
+Each check is an invariant of tests and operation: it must hold after every load, fault and restore. Nothing is mended
+here, and no key is needed: the certificates and the trust bundle say who must have signed.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
+from sqlalchemy import Connection
+
+from provisioning.app.audit import Check, LogKeys, Report, verify_log
+from provisioning.attestation.endorsement import ek_id_of
+from provisioning.db import inspection
+from provisioning.db.devices import Record
+from provisioning.issuance.tbs import UNPARSED, Profile, assemble, serial_text
+from provisioning.refusals import Refusal
+from provisioning.service import Authority
+from wire.binding import key_id
+from wire.codec import MalformedMessage, parse_json, unb64url
+
+SIGNED = ("issued", "superseded", "revoked")
+RECORD_MOST = 256 * 1024
+UNSIGNED_FOR = timedelta(minutes=5)
+"""A reserved certificate that is older was left by a crash; a younger one may be at the HSM right now."""
+_BY_ROOT = (Profile.ROOT_CA.value, Profile.ISSUING_CA.value)
+_LEAVES = ("certificate", "attestation", "registration")
+
+
+@dataclass(slots=True)
+class _Records:
+    """What the log says, by what it speaks of."""
+
+    certificates: dict[str, bytes] = field(default_factory=dict)
+    """Serial to the SHA-256 of the to-be-signed bytes."""
+    attestations: Counter[tuple[str, str, bytes]] = field(default_factory=Counter)
+    """Device, flow, SHA-256 of the evidence."""
+    registrations: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Device to serial and EK."""
+
+
+def check_installation(tx: Connection, authority: Authority, keys: LogKeys, now: datetime) -> Report:
+    """All invariants, in one consistent state of the database."""
+    report = verify_log(tx, keys)
+    records = _records(tx, report)
+    attested = _attestations(tx, records, report)
+    _certificates(tx, authority, records, attested, now, report)
+    _revocations(tx, authority, report)
+    _devices(tx, records, report)
+    return report
+
+
+def _records(tx: Connection, report: Report) -> _Records:
+    check = Check("every record of the log can be read")
+    report.checks.append(check)
+    found = _Records()
+    for rows in (inspection.numbered_leaves(tx), inspection.waiting_leaves(tx)):
+        for row in rows:
+            if row.kind in _LEAVES and row.record is not None:
+                check.looked_at += 1
+                try:
+                    _remember(found, row.kind, parse_json(row.record, limit=RECORD_MOST))
+                except (MalformedMessage, KeyError, TypeError, ValueError):
+                    check.faults.append(f"leaf {row.number}: its record is no {row.kind}")
+    return found
+
+
+def _remember(found: _Records, kind: str, record: dict[str, str]) -> None:
+    if kind == "certificate":
+        found.certificates[record["serial"]] = hashlib.sha256(unb64url(record["tbs"])).digest()
+    elif kind == "attestation":
+        found.attestations[record["device"], record["flow"], unb64url(record["evidence"])] += 1
+    else:
+        found.registrations[record["device"]] = (record["serial"], record["ek"])
+
+
+def _attestations(tx: Connection, records: _Records, report: Report) -> dict[str, tuple[str, str]]:
+    """The device and flow of every attestation by its id, which is that of its challenge."""
+    logged, logs = Check("every attestation stands in the log"), Check("every boot log is the one that its name says")
+    report.checks += [logged, logs]
+    attested: dict[str, tuple[str, str]] = {}
+    named: set[str] = set()
+    for row in inspection.attestations(tx):
+        logged.looked_at += 1
+        attested[row.id] = (row.device_id, row.flow)
+        if row.boot_log_sha256 is not None:
+            named.add(row.boot_log_sha256)
+        if (row.device_id, row.flow, hashlib.sha256(row.evidence).digest()) not in records.attestations:
+            logged.faults.append(f"attestation {row.id} of {row.device_id}: the log has no leaf for this evidence")
+    for row in inspection.boot_logs(tx):
+        logs.looked_at += 1
+        named.discard(row.sha256)
+        if hashlib.sha256(row.content).hexdigest() != row.sha256:
+            logs.faults.append(f"boot log {row.sha256}: is not what its name says")
+    logs.faults += [f"boot log {sha256}: an attestation names it, and it is gone" for sha256 in sorted(named)]
+    return attested
+
+
+def _certificates(
+    tx: Connection,
+    authority: Authority,
+    records: _Records,
+    attested: dict[str, tuple[str, str]],
+    now: datetime,
+    report: Report,
+) -> None:
+    same = Check("every certificate is what was reserved, and signed by its CA")
+    serials = Check("no serial stands twice")
+    evidence = Check("every LDevID has its attestation")
+    logged = Check("every certificate stands in the log, and nothing else does")
+    report.checks += [same, serials, evidence, logged]
+    missing = dict(records.certificates)
+    seen: set[int] = set()
+    for row in inspection.certificates(tx):
+        serials.looked_at += 1
+        number = int(row.serial, 16)
+        if number in seen:
+            serials.faults.append(f"certificate {row.serial}: a second one has this serial")
+        seen.add(number)
+        committed = missing.pop(row.serial, None)
+        if row.signature is None:
+            _unsigned(row, now, same, report)
+            continue
+        same.looked_at += 1
+        same.faults += [f"certificate {row.serial}: {fault}" for fault in faults_of(row, authority)]
+        if row.profile in _BY_ROOT:
+            continue
+        logged.looked_at += 1
+        if committed != hashlib.sha256(row.tbs).digest():
+            why = "has no leaf in the log" if committed is None else "is another one than the log says"
+            logged.faults.append(f"certificate {row.serial}: {why}")
+        if row.profile == Profile.LDEVID.value:
+            evidence.looked_at += 1
+            device, flow = attested.get(row.enrollment_id or "", ("", ""))
+            if device != row.device_id or flow not in ("enroll", "rotate"):
+                evidence.faults.append(
+                    f"certificate {row.serial} of {row.device_id}: no attestation answers its challenge"
+                )
+    logged.faults += [f"certificate {serial}: stands in the log and not in the database" for serial in sorted(missing)]
+
+
+def _unsigned(row: Record, now: datetime, same: Check, report: Report) -> None:
+    if row.state not in ("reserved", "revoked"):
+        same.faults.append(f"certificate {row.serial}: is {row.state} and has no signature")
+    elif now - datetime.fromtimestamp(row.reserved_at, UTC) > UNSIGNED_FOR:
+        report.notes.append(
+            f"certificate {row.serial} for {row.subject} was reserved and never issued ({row.state}): a crash;"
+            " its request may come again, nothing is to be done"
+        )
+
+
+def faults_of(row: Record, authority: Authority) -> list[str]:
+    """How a signed row differs from the certificate that it becomes; nothing where it does not."""
+    try:
+        certificate = x509.load_der_x509_certificate(assemble(row.tbs, row.signature))
+        issuer = authority.root if row.profile in _BY_ROOT else authority.issuing
+        certificate.verify_directly_issued_by(issuer)
+        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        facts = (
+            ("state", True, row.state in SIGNED),
+            ("to-be-signed bytes", row.tbs, certificate.tbs_certificate_bytes),
+            ("serial", row.serial, serial_text(certificate.serial_number)),
+            ("key", row.key_id, key_id(spki)),
+            ("start", row.not_before, int(certificate.not_valid_before_utc.timestamp())),
+            ("end", row.not_after, int(certificate.not_valid_after_utc.timestamp())),
+            ("name", row.subject, _common_name(certificate)),
+        )
+    except InvalidSignature:
+        return ["its signature is not its CA's over these bytes"]
+    except UNPARSED as error:
+        return [f"is not a certificate of its CA ({type(error).__name__})"]
+    return [f"its {what} in the row and in the certificate differ" for what, stored, read in facts if stored != read]
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
+
+
+def _revocations(tx: Connection, authority: Authority, report: Report) -> None:
+    signed = Check("every CRL is the issuing CA's, and the numbers rise")
+    listed = Check("the CRL lists exactly what is revoked")
+    report.checks += [signed, listed]
+    newest: x509.CertificateRevocationList | None = None
+    number, before = 0, None
+    for row in inspection.crls(tx):
+        signed.looked_at += 1
+        crl = _crl(row, authority, signed)
+        if crl is None:
+            continue
+        if before is not None and crl.last_update_utc < before:
+            signed.faults.append(f"CRL {row.number}: is dated before the one before it")
+        newest, number, before = crl, row.number, crl.last_update_utc
+    if newest is None:
+        listed.faults.append("there is no CRL at all")
+        return
+    at = newest.last_update_utc
+    entries = {serial_text(entry.serial_number): entry.revocation_date_utc for entry in newest}
+    for row in inspection.certificates(tx):
+        if row.state == "revoked":
+            listed.looked_at += 1
+            _verify_listed(row, entries.pop(row.serial, None), number, at, listed, report)
+    listed.faults += [
+        f"certificate {serial}: CRL {number} lists it, and it is not revoked" for serial in sorted(entries)
+    ]
+
+
+def _crl(row: Record, authority: Authority, check: Check) -> x509.CertificateRevocationList | None:
+    try:
+        crl = x509.load_der_x509_crl(row.der)
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        list(crl)
+    except (*UNPARSED, x509.ExtensionNotFound) as error:
+        check.faults.append(f"CRL {row.number}: cannot be read ({type(error).__name__})")
+        return None
+    if number != row.number:
+        check.faults.append(f"CRL {row.number}: calls itself {number}")
+    if not crl.is_signature_valid(authority.issuing.public_key()):  # type: ignore[arg-type]  # a CA's key is none of X25519, X448
+        check.faults.append(f"CRL {row.number}: is not signed by the issuing CA")
+        return None
+    return crl
+
+
+def _verify_listed(
+    row: Record, entry: datetime | None, number: int, at: datetime, listed: Check, report: Report
+) -> None:
+    if row.crl_number is not None and row.crl_number > number:
+        listed.faults.append(f"certificate {row.serial}: CRL {row.crl_number} listed it, and the newest is {number}")
+    elif entry is not None:
+        if int(entry.timestamp()) != row.revoked_at:
+            listed.faults.append(f"certificate {row.serial}: CRL {number} names another time of revocation")
+    elif row.crl_number is None:
+        report.notes.append(
+            f"certificate {row.serial} is revoked and waits for the next CRL: muster serve signs it at once"
+        )
+    elif row.not_after > at.timestamp():
+        listed.faults.append(f"certificate {row.serial}: is revoked, and CRL {number} does not list it")
+
+
+def _devices(tx: Connection, records: _Records, report: Report) -> None:
+    single = Check("at most one identity an EK")
+    registered = Check("every device is the one that was registered")
+    report.checks += [single, registered]
+    active: dict[str, str] = {}
+    for row in inspection.devices(tx):
+        single.looked_at += 1
+        registered.looked_at += 1
+        if row.state in ("registered", "active"):
+            other = active.setdefault(row.ek_id, row.id)
+            if other != row.id:
+                single.faults.append(f"device {row.id}: {other} is in service with the same EK")
+        if records.registrations.get(row.id) != (row.serial, row.ek_id):
+            registered.faults.append(f"device {row.id}: its serial or EK is not what the log says was registered")
+        if row.ek_trust == "certificate" and not _is_ek(row.ek_certificate, row.ek_id):
+            registered.faults.append(f"device {row.id}: its EK certificate is of another key than its record says")
+
+
+def _is_ek(certificate: bytes, ek_id: str) -> bool:
+    try:
+        return ek_id_of(certificate) == ek_id
+    except Refusal:
+        return False

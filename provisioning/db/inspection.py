@@ -1,0 +1,55 @@
+"""Whole tables, row by row, for those who check an installation: `fsck`, `audit verify`. Nothing here writes."""
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, Select, select
+
+from provisioning.db.devices import Record, device
+from provisioning.db.enrollments import attestation, boot_log, certificate, crl
+from provisioning.db.leaves import checkpoint, leaf
+
+AT_ONCE = 1000
+
+
+def certificates(tx: Connection) -> Iterator[Record]:
+    """Every certificate, reserved ones too, in the order of serials."""
+    return _rows(tx, select(certificate).order_by(certificate.c.serial))
+
+
+def devices(tx: Connection) -> Iterator[Record]:
+    """Every device, in the order of ids."""
+    return _rows(tx, select(device).order_by(device.c.id))
+
+
+def attestations(tx: Connection) -> Iterator[Record]:
+    """Every evidence that passed, in the order of time."""
+    return _rows(tx, select(attestation).order_by(attestation.c.at, attestation.c.id))
+
+
+def boot_logs(tx: Connection) -> Iterator[Record]:
+    """Every stored boot log."""
+    return _rows(tx, select(boot_log).order_by(boot_log.c.sha256))
+
+
+def crls(tx: Connection) -> Iterator[Record]:
+    """The CRLs that are kept, in the order of their numbers."""
+    return _rows(tx, select(crl).order_by(crl.c.number))
+
+
+def numbered_leaves(tx: Connection) -> Iterator[Record]:
+    """The leaves that have a place in the tree, in its order."""
+    return _rows(tx, select(leaf).where(leaf.c.number.is_not(None)).order_by(leaf.c.number))
+
+
+def waiting_leaves(tx: Connection) -> Iterator[Record]:
+    """The leaves that wait for a place, in the order in which they came."""
+    return _rows(tx, select(leaf).where(leaf.c.number.is_(None)).order_by(leaf.c.id))
+
+
+def checkpoints(tx: Connection) -> Iterator[Record]:
+    """Every signed tree head, smallest first."""
+    return _rows(tx, select(checkpoint).order_by(checkpoint.c.size))
+
+
+def _rows(tx: Connection, statement: Select[tuple[object, ...]]) -> Iterator[Record]:
+    yield from tx.execution_options(yield_per=AT_ONCE).execute(statement)
