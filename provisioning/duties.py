@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from ota.files import replace_file
 from ota.repository import refresh_online
-from provisioning import outbox, revoking, rotation
+from provisioning import journal, outbox, revoking, rotation
 from provisioning.db import commands, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.refusals import Refusal
@@ -34,6 +34,7 @@ OUTBOX_SECONDS = 0.2
 CRL_SECONDS = 0.5
 CHECKPOINT_SECONDS = 1.0
 EXPIRY_SECONDS = 60.0
+STRANGERS_SECONDS = 60.0
 TRUST_SECONDS = 600.0
 TRUST_LEFT = timedelta(days=6)
 """The online roles of the trust repository are signed again when less than this is left of their week."""
@@ -125,6 +126,7 @@ def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
         Duty("log", CHECKPOINT_SECONDS, lambda: sequence(service)),
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
         Duty("expiry", EXPIRY_SECONDS, lambda: outbox.expire(service)),
+        Duty("strangers", STRANGERS_SECONDS, lambda: journal.note_strangers(service)),
     )
 
 

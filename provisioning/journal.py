@@ -3,6 +3,9 @@
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Connection
+
+from provisioning.db import enrollments, leaves
 from provisioning.service import Service
 from provisioning.transparency import leaf_bytes, leaf_hash, leaf_of
 from wire.codec import encode
@@ -14,3 +17,21 @@ def leaf(service: Service, kind: str, now: datetime, **record: object) -> dict[s
     content = encode(record)
     hashed = leaf_hash(leaf_bytes(leaf_of(kind, now, salt, content)))
     return {"kind": kind, "at": int(now.timestamp()), "salt": salt, "record": content, "hash": hashed}
+
+
+STRANGERS = "refusals-of-strangers"
+
+
+async def note_strangers(service: Service) -> None:
+    """One leaf for all refusals of unknown senders since the last such leaf: a stranger cannot fill the log."""
+    now = service.clock()
+    at = int(now.timestamp())
+
+    def read(tx: Connection) -> tuple[int, int]:
+        since = leaves.newest_at(tx, STRANGERS)
+        return since, enrollments.refusals_of_strangers(tx, since, at)
+
+    since, count = await service.store.read(read)
+    if count:
+        entry = leaf(service, STRANGERS, now, since=since, until=at, count=count)
+        await service.ledger.write(lambda tx: leaves.add(tx, entry))

@@ -49,6 +49,16 @@ def add_checkpoint(tx: Connection, *, size: int, root: bytes, frontier: bytes, n
     tx.execute(insert(checkpoint).values(size=size, root=root, frontier=frontier, note=note, at=now))
 
 
+def of_kind(tx: Connection, kind: str) -> list[Record]:
+    """All leaves of a kind, in the order in which they came."""
+    return list(tx.execute(select(leaf).where(leaf.c.kind == kind).order_by(leaf.c.id)))
+
+
+def newest_at(tx: Connection, kind: str) -> int:
+    """When the newest leaf of a kind was written; 0 where there is none."""
+    return int(tx.execute(select(func.max(leaf.c.at)).where(leaf.c.kind == kind)).scalar() or 0)
+
+
 def count(tx: Connection) -> int:
     """How many leaves there are, numbered or not."""
     return int(tx.execute(select(func.count()).select_from(leaf)).scalar_one())

@@ -237,7 +237,7 @@ class Leaf(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     number: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True, unique=True))
-    kind: str
+    kind: str = Field(index=True)
     at: int = _time(nullable=False)
     salt: bytes | None = _blob()
     record: bytes | None = _blob()

@@ -11,10 +11,10 @@ from cryptography.x509.oid import NameOID
 
 from lab.ekca import create_ek_ca
 from lab.swtpm import fresh_tpm
-from provisioning import enrollment, inventory
+from provisioning import enrollment, inventory, journal
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
-from provisioning.db import commands, devices, enrollments
+from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.refusals import (
     ActivationProofWrong,
     ApprovalRequired,
@@ -453,3 +453,17 @@ async def test_the_policy_of_the_challenge_is_the_one_that_judges(service, devic
     policies = await inventory.list_policies(service)
     assert [entry["version"] for entry in policies] == [2]
     assert json.dumps(policies)
+
+
+async def test_refusals_of_strangers_make_one_leaf_together(service, device, policy, clock):
+    for _ in range(3):
+        with pytest.raises(EkNotRegistered):
+            await begin(service, device, device.ak())
+    before = await service.store.read(leaves.count)
+    clock.now += timedelta(seconds=60)
+    await journal.note_strangers(service)
+    await journal.note_strangers(service)
+    rows = await service.store.read(lambda tx: leaves.unnumbered(tx, 100))
+    assert len(rows) == before + 1
+    (row,) = await service.store.read(lambda tx: leaves.of_kind(tx, journal.STRANGERS))
+    assert json.loads(row.record)["count"] == 3

@@ -185,6 +185,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("number"),
     )
+    with op.batch_alter_table("leaf", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_leaf_kind"), ["kind"], unique=False)
+
     op.create_table(
         "lease",
         sa.Column("name", sa.String(), nullable=False),
@@ -279,6 +282,9 @@ def downgrade() -> None:
     op.drop_table("operator")
     op.drop_table("mqttsession")
     op.drop_table("lease")
+    with op.batch_alter_table("leaf", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_leaf_kind"))
+
     op.drop_table("leaf")
     with op.batch_alter_table("enrollment", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_enrollment_expires_at"))
