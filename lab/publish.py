@@ -9,6 +9,7 @@ connection.
 
 import argparse
 import os
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -77,6 +78,23 @@ def _serial(chain: Path) -> str:
     return format(x509.load_pem_x509_certificate(chain.read_bytes()).serial_number, "x")
 
 
+def _alert(context: "ssl.SSLContext", host: str, port: int) -> str:
+    """What the broker's TLS says about the certificate; paho does not tell. Empty where it says nothing.
+
+    TLS 1.3: a client hears only after its own handshake that the server does not take its certificate.
+    """
+    import ssl  # noqa: PLC0415  see main
+
+    try:
+        with socket.create_connection((host, port), ANSWER_SECONDS) as plain, context.wrap_socket(plain) as tls:
+            tls.recv(1)
+    except ssl.SSLError as error:
+        return (error.reason or "").lower().replace("_", " ")
+    except OSError:
+        return ""
+    return ""
+
+
 class _Probe:
     """paho's callbacks, and what came of them."""
 
@@ -84,6 +102,7 @@ class _Probe:
         import paho.mqtt.client as paho  # noqa: PLC0415  it imports ssl
         from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415  the same
 
+        self._context = context
         self._connected = threading.Event()
         self._refusal = ""
         self._reasons: dict[int, object] = {}
@@ -97,18 +116,25 @@ class _Probe:
         self._client = client
 
     def run(self, host: str, port: int, topics: Sequence[str]) -> int:
+        status = self._publish(host, port, topics)
+        if self._refusal:
+            print(f"connection refused: {_alert(self._context, host, port) or self._refusal}")
+        return status
+
+    def _publish(self, host: str, port: int, topics: Sequence[str]) -> int:
         try:
             self._client.connect(host, port, keepalive=10)
         except OSError as error:  # ssl.SSLError is one
-            print(f"connection refused: {getattr(error, 'reason', None) or error}")
+            self._refusal = str(error)
             return 1
         self._client.loop_start()
         try:
             if not self._connected.wait(ANSWER_SECONDS) or self._refusal:
-                print(f"connection refused: {self._refusal or 'no answer'}")
+                self._refusal = self._refusal or "no answer"
                 return 1
             return max([self._one(topic) for topic in topics])
         finally:
+            self._client.on_disconnect = None
             self._client.disconnect()
             self._client.loop_stop()
 
@@ -131,7 +157,6 @@ class _Probe:
         self._connected.set()
 
     def _on_disconnect(self, *arguments: object) -> None:
-        # TLS 1.3: a client learns only after its own handshake that the server did not take its certificate.
         with self._answered:
             self._refusal = self._refusal or f"the broker closed the connection ({arguments[3]})"
             self._answered.notify_all()

@@ -5,6 +5,7 @@ It runs commands as children, and nothing else: whatever it shows can be typed.
 
 import json
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -14,8 +15,8 @@ from types import FrameType
 
 from rich.table import Table
 
-from lab.demo import identity
-from lab.demo.scene import A, EXPORT, SERVICE, DemoRefused, Scene, empty_folder
+from lab.demo import identity, operate, outsiders
+from lab.demo.scene import EXPORT, SERVICE, A, DemoRefused, Scene, empty_folder
 from lab.story import Story, StoryFailed, project_environment
 
 STEPS = (
@@ -24,6 +25,11 @@ STEPS = (
     identity.register,
     identity.enroll,
     identity.refuse,
+    operate.connect,
+    operate.rotate,
+    operate.update,
+    operate.refuse_updates,
+    outsiders.check,
 )
 INTERRUPTED = 130
 
@@ -33,7 +39,7 @@ class _Stopped(Exception):
 
 
 def main(root: Path, *, output: str = "table") -> int:
-    """Tell the story in this folder. Exit status: 0 everything passed or was refused as it should, 1 not, 130 Ctrl-C."""
+    """Tell the story in this folder. Exit status: 0 all passed or was refused as it should, 1 not, 130 Ctrl-C."""
     try:
         empty_folder(root)
     except (DemoRefused, OSError) as refused:
@@ -58,7 +64,9 @@ def _tell(scene: Scene) -> str:
     console.print("[bold]Muster: from a factory to an update, with the attacks in between[/]")
     console.print("Everything below is real and runs here, as children of this command. To repeat a line marked $:")
     own = Path(sys.executable).parent
-    console.print(f"  cd {scene.root} && export PATH={own}:$PATH MUSTER_DATA_DIR={SERVICE}")
+    console.print(
+        f"  cd {shlex.quote(str(scene.root))} && export PATH={shlex.quote(str(own))}:$PATH MUSTER_DATA_DIR={SERVICE}"
+    )
     try:
         for step in STEPS:
             step(scene)
@@ -91,6 +99,8 @@ def _close(scene: Scene, seconds: float, failure: str) -> None:
         table.add_row("✔" if step.ok else "✘", f"{number}. {step.name}", f"{step.seconds:.1f}", step.proves)
     story.console.print()
     story.console.print(table)
+    if not failure:
+        outsiders.farewell(scene)
     story.console.print(f"\n{'Done' if not failure else 'Ended'} in {seconds:.1f} s.")
 
 

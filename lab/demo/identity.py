@@ -2,7 +2,7 @@
 
 import re
 
-from lab.demo.scene import A, B, EXPORT, GATEWAYS, MANUFACTURER, MODEL, REGISTERED_TWIN, SERVICE, STRANGER, Scene
+from lab.demo.scene import EXPORT, GATEWAYS, MANUFACTURER, MODEL, REGISTERED_TWIN, SERVICE, STRANGER, A, B, Scene
 from lab.story import Running
 
 RELEASE_1 = "gateway-1.img"
