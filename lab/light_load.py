@@ -253,24 +253,27 @@ class _Lane:
         self._sock = self._run.context.wrap_socket(plain, server_hostname=target.host, do_handshake_on_connect=False)
 
     def _exchange(self) -> None:
+        """Send what waits, else read; never both, so that no lane goes twice before the others had their turn."""
         sock = self._sock
         if sock is None:
             return
         try:
-            while self._out:  # the handshake happens with the first byte
-                self._out = self._out[sock.send(self._out) :]
-            while True:
+            if self._out:
+                while self._out:  # the handshake happens with the first byte
+                    self._out = self._out[sock.send(self._out) :]
+                self._watch(selectors.EVENT_READ)
+                return
+            while (response := self._response()) is None:
                 piece = sock.recv(_CHUNK)
                 if not piece:
                     raise ConnectionResetError("the service closed the connection")
                 self._in += piece
-                if (response := self._response()) is not None:
-                    self._handler(*response)
-                    return
         except ssl.SSLWantReadError:
             self._watch(selectors.EVENT_READ)
         except ssl.SSLWantWriteError:
             self._watch(selectors.EVENT_READ | selectors.EVENT_WRITE)
+        else:
+            self._handler(*response)
 
     def _response(self) -> tuple[int, bytes] | None:
         """Status and body, once all of it is here."""

@@ -117,7 +117,8 @@ def _answer(sock: ssl.SSLSocket, buffer: bytearray, table: Mapping[bytes, bytes]
         body = bytes(buffer[head_end + 4 : end])
         evidence = b"/evidence " in buffer[:100]
         del buffer[:end]
-        answer, status = (issued, b"200 OK") if evidence else (table[body], b"201 Created")
+        answer, status = (issued, b"200 OK") if evidence else (table.get(body, b""), b"201 Created")
+        status = status if answer else b"404 Not Found"
         sock.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(answer)) + answer)
 
 
