@@ -23,9 +23,10 @@ from provisioning.attestation.evidence import (
     verify_attestation_key,
     verify_evidence,
 )
-from provisioning.attestation.keys import key_id, spki
+from provisioning.attestation.keys import spki
 from provisioning.attestation.policy import Policy
 from provisioning.attestation.structures import SHA256
+from wire.binding import key_id
 from wire.messages import Challenge, Evidence, PcrSelection
 
 DEVICES = 100

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from provisioning.attestation.keys import PublicKey, key_id, public_key_of, spki_of, verify_signature
+from provisioning.attestation.keys import PublicKey, public_key_of, spki_of, verify_signature
 from provisioning.attestation.structures import (
     DECRYPT,
     DIGEST,
@@ -26,6 +26,7 @@ from provisioning.refusals import (
     AlgorithmRefused,
     AnswersAnotherChallenge,
 )
+from wire.binding import key_id
 from wire.messages import Attestation
 
 _SET = RESTRICTED | SIGN | FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN

@@ -19,7 +19,7 @@ from provisioning.attestation.certificates import (
     parse_certificate,
     verify_issued,
 )
-from provisioning.attestation.keys import PublicKey, key_id, public_key_of, spki
+from provisioning.attestation.keys import PublicKey, public_key_of, spki
 from provisioning.attestation.policy import EkRoot, Policy, normal_manufacturer
 from provisioning.attestation.structures import (
     DECRYPT,
@@ -44,6 +44,7 @@ from provisioning.refusals import (
     RequestMalformed,
     SoftwareTpmRefused,
 )
+from wire.binding import key_id
 from wire.messages import EnrollmentRequest
 
 EK_CERTIFICATE = "2.23.133.8.1"

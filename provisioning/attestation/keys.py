@@ -1,6 +1,5 @@
 """TPM public areas as `cryptography` keys: conversion, identifiers, weak moduli, signatures in the TPM's own form."""
 
-import hashlib
 from math import prod
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -79,11 +78,6 @@ def spki_of(public: PublicArea) -> bytes:
 def spki(key: PublicKey) -> bytes:
     """The SubjectPublicKeyInfo, DER: rsaEncryption, or a named curve with an uncompressed point."""
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def key_id(spki_der: bytes) -> str:
-    """A key's id: the SHA-256 of its SubjectPublicKeyInfo, in hex."""
-    return hashlib.sha256(spki_der).hexdigest()
 
 
 def verify_allowed(key: object) -> PublicKey:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from provisioning.attestation.attestation_key import AttestationKey, verify_signed
-from provisioning.attestation.keys import key_id, spki_of
+from provisioning.attestation.keys import spki_of
 from provisioning.attestation.structures import (
     DECRYPT,
     ENCRYPTED_DUPLICATION,
@@ -17,6 +17,7 @@ from provisioning.attestation.structures import (
     parse_public,
 )
 from provisioning.refusals import DeviceKeyAttributesRefused, DeviceKeyNotCertified, DeviceKeyReused
+from wire.binding import key_id
 from wire.messages import Attestation
 
 _SET = SIGN | FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN

@@ -8,10 +8,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from provisioning.attestation.endorsement import ek_id_of_public
 from provisioning.attestation.evidence import verify_attestation_key
-from provisioning.attestation.keys import key_id, spki, verify_signature
+from provisioning.attestation.keys import spki, verify_signature
 from provisioning.attestation.quote import verify_quote
 from provisioning.attestation.structures import name_of, parse_quote, parse_signature
 from provisioning.refusals import AkAttributesRefused, AkNotInEndorsementHierarchy, SignatureWrong
+from wire.binding import key_id
 from wire.messages import Attestation, PcrSelection
 
 QUOTE = Path(__file__).resolve().parents[4] / "shared" / "vectors" / "quote"
