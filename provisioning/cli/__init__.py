@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 USAGE = 2
-_NEEDED = ("typer", "rich", "aiohttp", "sqlmodel", "alembic", "asn1crypto", "pkcs11", "structlog", "prometheus_client")
+_NEEDED = ("typer", "aiohttp", "sqlmodel", "alembic", "asn1crypto", "pkcs11", "structlog", "prometheus_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 from urllib.parse import urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError, SSLError
-
 from provisioning.cli.failures import Failed, Mistaken, Unreachable
 from provisioning.cli.output import clean
 from provisioning.config import DataDirectory, load_config
@@ -54,6 +51,8 @@ class Client:
     """One listener of the service."""
 
     def __init__(self, url: str, tls: ssl.SSLContext, service_name: str, headers: Mapping[str, str]) -> None:
+        import urllib3
+
         address = urlsplit(url)
         if address.scheme != "https" or not address.hostname:
             raise Failed(f"{clean(url)}: is no https address; look at run/endpoints.json in the data directory")
@@ -89,6 +88,8 @@ class Client:
         return self._answer(method, path, body, {} if body is None else {"Content-Type": "application/json"})
 
     def _answer(self, method: str, path: str, body: bytes | BinaryIO | None, headers: Mapping[str, str]) -> Json:
+        from urllib3.exceptions import HTTPError, SSLError
+
         try:
             answer = self._pool.request(method, path, body=body, headers={**self._headers, **headers}, redirect=False)
         except SSLError as error:

@@ -1,14 +1,18 @@
 """The owner's commands that make and run an installation."""
 
+import asyncio
+import fcntl
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-from provisioning.cli.failures import Mistaken
+from provisioning.cli.failures import Failed, Mistaken
 from provisioning.cli.output import DataDir, Format, Output, directory_of, example, note, show
-from provisioning.config import DataDirectory, Listen
+from provisioning.config import DataDirectory, Listen, load_config
 
 PORT_MOST = 65535
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}")
@@ -30,6 +34,10 @@ PortsText = Annotated[
 ]
 
 
+Migrate = Annotated[bool, typer.Option("--migrate", help="Bring an existing database to this program's schema.")]
+RenewTls = Annotated[bool, typer.Option("--renew-tls", help="Make the existing listeners a new key and certificate.")]
+
+
 def add_to(app: typer.Typer) -> None:
     """Put the commands in."""
     app.command(epilog=example("muster init --service-name muster.example.com --host 0.0.0.0"))(init)
@@ -37,15 +45,21 @@ def add_to(app: typer.Typer) -> None:
 
 
 def init(
+    *,
     data_dir: DataDir = None,
     output: Output = Format.TABLE,
     service_name: ServiceName = "muster.internal",
     host: Host = "127.0.0.1",
     advertised_host: Advertised = None,
     ports: PortsText = "default",
+    migrate: Migrate = False,
+    renew_tls: RenewTls = False,
 ) -> None:
     """Make a data directory: tokens, CA, trust repository, database, the owner's token."""
     directory = directory_of(data_dir)
+    if migrate or renew_tls:
+        _mend(directory, migrate=migrate, renew_tls=renew_tls)
+        return
     advertised = advertised_host or (socket.gethostname() if host in _EVERYWHERE else host)
     for name in (host, advertised):
         if _HOST.fullmatch(name) is None:
@@ -81,6 +95,42 @@ def serve(data_dir: DataDir = None) -> None:
     status = supervise(directory_of(data_dir))
     if status:
         raise typer.Exit(status)
+
+
+def _mend(directory: DataDirectory, *, migrate: bool, renew_tls: bool) -> None:
+    """What an existing installation needs now and then. Raises: ConfigurationRefused, HsmError."""
+    from alembic.util import CommandError
+
+    from provisioning.app.compose import compose
+    from provisioning.app.installation import renew_service_certificate
+    from provisioning.db.schema import migrate as migrate_database
+
+    config = load_config(directory)
+    if migrate:
+        with _stopped(directory):
+            directory.database(config).stat()
+            try:
+                migrate_database(directory.database(config))
+            except CommandError as error:
+                why = f"{directory.database(config)}: cannot be migrated: {error}"
+                raise Failed(f"{why}; is it of a newer Muster? update this program") from error
+        note(f"{directory.database(config)}: is of this program's schema")
+    if renew_tls:
+        with compose(directory, config) as service:
+            asyncio.run(renew_service_certificate(service))
+        note(f"{directory.tls / 'service.pem'}: is new; the broker takes it at its next start: muster serve")
+
+
+@contextmanager
+def _stopped(directory: DataDirectory) -> Iterator[None]:
+    """No service runs meanwhile: it holds this lock. Raises: Failed."""
+    directory.run.mkdir(mode=0o700, exist_ok=True)
+    with (directory.run / "serve.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failed(f"{directory.root}: a muster serve runs on it; stop it first") from error
+        yield
 
 
 def _ports(text: str, host: str) -> tuple[int, int, int, int]:
