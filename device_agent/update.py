@@ -23,7 +23,7 @@ from ota import refusals
 from ota.client import RepositoryClient
 from ota.download import Expected, Pace, download
 from ota.refusals import UpdateRefused
-from ota.release import Release, assigned_claims, assignment_of, image_of, verify_release
+from ota.release import AssignmentName, Release, assigned_claims, assignment_of, image_of, verify_release
 from ota.source import Fetch, NotFoundAtSource, SourceUnavailable
 from ota.verify import VerifiedTarget, target_path
 from wire.codec import Cap
@@ -82,7 +82,7 @@ class _Offer:
     version: Annotated[str, Cap(64)]
     release_counter: int
     sha256: bytes
-    assignment: Annotated[str, Cap(64)] | None = None
+    assignment: AssignmentName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class _Trial:
     version: Annotated[str, Cap(64)]
     release_counter: int
     sha256: bytes
-    assignment: Annotated[str, Cap(64)] | None = None
+    assignment: AssignmentName | None = None
 
     @property
     def offer(self) -> _Offer:
@@ -150,6 +150,9 @@ def check(context: UpdateContext) -> Iterator[Progress]:
     except UpdateRefused as refusal:
         yield Progress("refused", "unknown", 0, str(refusal)[:DETAIL_MOST])
         return
+    except OSError as error:  # a full or broken disk
+        yield Progress("failed", "unknown", 0, str(error)[:DETAIL_MOST])
+        return
     yield from _superseded(context, offer)
     if offer is None:
         remove(context.state_dir / "given-up.json")
@@ -180,7 +183,7 @@ def _pursue(context: UpdateContext, bundle: TrustBundle, assigned: VerifiedTarge
         yield at("installing")
         slot = _install(context, release, path)
         _activate(context, offer, slot)
-    except failures as failure:
+    except (*failures, OSError) as failure:
         yield at("failed", str(failure))
     except UpdateRefused as refusal:
         yield at("refused", str(refusal))

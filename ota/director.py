@@ -17,7 +17,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # tuf re-exports w
     Timestamp,
 )
 
-from ota.release import release_claims
+from ota.release import parse_assignment, release_claims
 from ota.signing import PrivateKey, Roles, expiry_after, file_entry, lifetime_of, root_metadata, sign_for, sign_metadata
 from ota.verify import VerifiedTarget
 from wire.topics import is_device_id
@@ -105,4 +105,5 @@ def _target_file(target: VerifiedTarget, assignment: str | None) -> TargetFile:
     }
     if assignment is not None:
         custom["assignment"] = assignment
+    parse_assignment(target.name, custom)  # nothing is signed that the device would refuse
     return TargetFile(target.length, {"sha256": target.sha256.hex()}, target.name, {"custom": custom})

@@ -17,6 +17,9 @@ _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
 
+AssignmentName = Annotated[str, Cap(160)]
+"""Tells one assignment from the next: the name of a target and the time, for example."""
+
 ReferenceValues = Annotated[dict[str, Annotated[dict[str, Annotated[str, Cap(64)]], Cap(PCRS)]], Cap(1)]
 """`{"sha256": {"8": hex}}`: bank, PCR, the value that it shows after booting the release."""
 
@@ -41,7 +44,7 @@ class DirectorClaims:
     hardware_id: Annotated[str, Cap(64)]
     release_counter: int
     version: Annotated[str, Cap(64)]
-    assignment: Annotated[str, Cap(64)] | None = None
+    assignment: AssignmentName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,13 @@ def verify_release(image: VerifiedTarget, director: VerifiedTarget, *, hardware:
 
 def assigned_claims(assigned: VerifiedTarget) -> DirectorClaims:
     """What the Director says of the target that it assigned. Raises: TargetMalformed."""
-    claims = _claims(DirectorClaims, assigned.name, assigned.custom)
-    _in_range(assigned.name, claims)
+    return parse_assignment(assigned.name, assigned.custom)
+
+
+def parse_assignment(name: str, custom: dict[str, Any] | None) -> DirectorClaims:
+    """The `custom` of an assigned target, well-formed and in range. Raises: TargetMalformed."""
+    claims = _claims(DirectorClaims, name, custom)
+    _in_range(name, claims)
     return claims
 
 

@@ -4,6 +4,7 @@ The boot loader reads `boot.json`, counts a try before it starts the slot being 
 here replaces one whole file; the slot that runs, and the one to fall back to, are never written.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -130,7 +131,9 @@ def _copy(source: Path, target: Path) -> None:
             writer.flush()
             os.fsync(writer.fileno())
         beside.rename(target)
-    except OSError:  # a full disk: nothing half-written stays
-        beside.unlink(missing_ok=True)
+    except OSError as error:
+        beside.unlink(missing_ok=True)  # nothing half-written stays
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise refusals.NoSpace(str(target), actual=error.strerror or "less") from error
         raise
     sync_folder(target.parent)

@@ -245,6 +245,17 @@ def test_a_damaged_repository_is_named_and_not_published_over(folder, keys, name
         repository.publish(folder, keys.signers, NOW)
 
 
+def test_a_repository_that_lost_its_root_is_named(folder, keys):
+    (folder / "metadata" / "1.root.json").unlink()
+    with pytest.raises(refusals.RepositoryDamaged, match="no root"):
+        repository.publish(folder, keys.signers, NOW)
+
+
+def test_a_target_that_is_missing_from_the_trust_repository_is_named(folder):
+    with pytest.raises(refusals.RepositoryDamaged, match="bundle"):
+        bundle.published_bundle(folder)
+
+
 def test_a_folder_that_is_no_repository_is_named(tmp_path, keys):
     with pytest.raises(refusals.RepositoryDamaged, match="no repository"):
         repository.publish(tmp_path, keys.signers, NOW)

@@ -1,9 +1,12 @@
 """One device through whole updates: the good way, every attack, lost power at every write, every damaged file."""
 
 import dataclasses
+import errno
 import itertools
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -197,6 +200,42 @@ def test_a_slot_that_gives_back_something_else_is_not_activated(service, device,
     assert last.state == "failed"
     assert refusals.SlotDamaged.code in last.detail
     assert device.boot() == FACTORY
+
+
+def test_a_disk_that_fills_while_the_slot_is_written_leaves_the_slot_as_it_was(service, device, monkeypatch):
+    offer(service)
+
+    def full(_source, _target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: full(path, to) if path.parent.name == "b" else real(path, to))
+    last = device.check()[-1]
+    assert (last.state, refusals.NoSpace.code in last.detail) == ("failed", True)
+    assert sorted(path.name for path in (device.slots / "b").iterdir()) == ["image.bin"]
+    assert (device.slots / "b" / "image.bin").read_bytes() == FACTORY
+
+
+@pytest.mark.parametrize("steps", [0, 5, 20, 40, 60])
+def test_a_disk_that_is_full_anywhere_fails_by_name_and_bricks_nothing(service, device, monkeypatch, steps):
+    offer(service)
+    left = itertools.count(steps, -1)
+    real = os.fsync
+
+    def full(descriptor):
+        if next(left) <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        last = device.check()[-1]
+    if last.state != "rebooting":
+        assert last.state == "failed"
+        assert "space" in last.detail
+        assert device.boot() == FACTORY
+    run_to_commit(device)
+    assert device.boot() == TWO
 
 
 def test_no_room_for_the_download_is_said_before_it_starts(service, device, monkeypatch):
@@ -550,11 +589,12 @@ def run_to_commit(device):
             device.boot()
 
 
-def test_power_lost_at_any_write_of_a_whole_update_never_bricks_and_ends_committed(service, tmp_path):
+@pytest.mark.parametrize("first", range(6))
+def test_power_lost_at_any_write_of_a_whole_update_never_bricks_and_ends_committed(service, tmp_path, first):
     """Each durable step from the first byte to the commit is once the one that does not happen."""
     offer(service)
     steps = 0
-    for step in itertools.count():
+    for step in itertools.count(first, 6):
         device = Device(tmp_path / f"device-{step}", service)
         try:
             with cut_at(step):

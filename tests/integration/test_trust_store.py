@@ -319,6 +319,18 @@ def test_power_lost_at_any_write_of_a_refresh_keeps_trust_and_protection(tmp_pat
     assert step > 8
 
 
+def test_kept_roots_of_another_anchor_are_dropped(world, tmp_path, caplog):
+    repository.rotate_root(world.source, world.keys.roles, world.keys.signers, NOW)
+    world.store.refresh()
+    (tmp_path / "other").mkdir()
+    other = World(tmp_path / "other", Keys())
+    repository.rotate_root(other.source, other.keys.roles, other.keys.signers, NOW)
+    other.store.refresh()
+    shutil.copy(other.state / "roots.json", world.state / "roots.json")
+    assert world.store.refresh().bundle == make_bundle()
+    assert "metadata-damaged" in caplog.text
+
+
 def test_state_is_private(world):
     world.store.refresh()
     assert {path.stat().st_mode & 0o777 for path in world.state.iterdir()} == {0o600}

@@ -6,14 +6,15 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tuf.api.metadata import Metadata, Root
 
 from ota import refusals
 from ota.director import create_director_root, director_metadata, next_version, rotate_director_root
 from ota.refusals import UpdateRefused
 from ota.release import assignment_of, image_of, reference_values, release_claims, verify_release
-from ota.signing import Roles, online_role
+from ota.signing import LIFETIME, Roles, online_role
 from ota.verify import VerifiedTarget, verify_repository, verify_roots
-from tests.unit.ota.forge import Forge, source, target
+from tests.unit.ota.forge import Forge, sign, source, target
 from tests.unit.ota.simulator import DAY, DEVICE, HARDWARE, NOW, Keys, new_key
 
 CLAIMS = {
@@ -210,6 +211,21 @@ def test_a_rotated_director_root_is_reached_and_needs_both_thresholds():
 def test_a_director_key_that_the_root_does_not_name_is_refused_at_signing():
     with pytest.raises(refusals.TooFewSigners, match="targets"):
         director_metadata(ROOT, DEVICE, IMAGE, 1, new_key(), NOW)
+
+
+def test_what_a_device_would_refuse_is_not_signed():
+    assert directed(assignment="x" * 160)
+    with pytest.raises(refusals.TargetMalformed, match="assignment"):
+        directed(assignment="x" * 161)
+    with pytest.raises(refusals.TargetMalformed):
+        directed(replace(IMAGE, custom=claims(version="a b")))
+
+
+def test_a_role_without_a_lifetime_signs_nothing():
+    root = Metadata[Root].from_bytes(ROOT)
+    del root.signed.roles["targets"].unrecognized_fields[LIFETIME]
+    with pytest.raises(refusals.RepositoryDamaged, match="lifetime"):
+        director_metadata(sign(root, KEYS.offline[:2]), DEVICE, None, 1, ONLINE, NOW)
 
 
 def test_versions_rise_within_a_second_under_a_clock_set_back_and_after_a_restore():
