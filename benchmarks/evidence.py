@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from lab.light import LightBoot, LightDevice
+from provisioning.attestation.algorithms import SHA256
 from provisioning.attestation.credential import make_credential
 from provisioning.attestation.endorsement import TrustedEk
 from provisioning.attestation.evidence import (
@@ -25,7 +26,6 @@ from provisioning.attestation.evidence import (
 )
 from provisioning.attestation.keys import spki
 from provisioning.attestation.policy import Policy
-from provisioning.attestation.structures import SHA256
 from wire.binding import key_id
 from wire.messages import Challenge, Evidence, PcrSelection
 

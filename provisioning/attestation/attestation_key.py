@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from provisioning.attestation.keys import PublicKey, public_key_of, spki_of, verify_signature
-from provisioning.attestation.structures import (
+from provisioning.attestation.algorithms import (
     DECRYPT,
     DIGEST,
     ENCRYPTED_DUPLICATION,
@@ -14,12 +13,10 @@ from provisioning.attestation.structures import (
     SENSITIVE_DATA_ORIGIN,
     SIGN,
     ST_CLEAR,
-    Attest,
-    Scheme,
     attribute_names,
-    parse_public,
-    parse_signature,
 )
+from provisioning.attestation.keys import PublicKey, public_key_of, spki_of, verify_signature
+from provisioning.attestation.structures import Attest, Scheme, parse_public, parse_signature
 from provisioning.refusals import (
     AkAttributesRefused,
     AkNotInEndorsementHierarchy,

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
+from provisioning.attestation.algorithms import DIGEST_BYTES, HASH_NAMES
 from provisioning.attestation.endorsement import TrustedEk
 from provisioning.attestation.keys import HASHES
-from provisioning.attestation.structures import DIGEST_BYTES, HASH_NAMES
 
 _IDENTITY = b"IDENTITY\0"
 _STORAGE = b"STORAGE\0"

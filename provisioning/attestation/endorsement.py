@@ -10,6 +10,17 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from provisioning.attestation.algorithms import (
+    DECRYPT,
+    FIXED_PARENT,
+    FIXED_TPM,
+    RESTRICTED,
+    SENSITIVE_DATA_ORIGIN,
+    SHA256,
+    SHA384,
+    SIGN,
+    attribute_names,
+)
 from provisioning.attestation.certificates import (
     TPM_MANUFACTURER,
     TPM_MODEL,
@@ -21,18 +32,7 @@ from provisioning.attestation.certificates import (
 )
 from provisioning.attestation.keys import PublicKey, public_key_of, spki
 from provisioning.attestation.policy import EkRoot, Policy, normal_manufacturer
-from provisioning.attestation.structures import (
-    DECRYPT,
-    FIXED_PARENT,
-    FIXED_TPM,
-    RESTRICTED,
-    SENSITIVE_DATA_ORIGIN,
-    SHA256,
-    SHA384,
-    SIGN,
-    attribute_names,
-    parse_public,
-)
+from provisioning.attestation.structures import parse_public
 from provisioning.refusals import (
     AlgorithmRefused,
     EkCertificateExpired,

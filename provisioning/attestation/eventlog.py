@@ -9,8 +9,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from provisioning.attestation.algorithms import DIGEST_BYTES, HASH_NAMES, MAX_PCR
 from provisioning.attestation.eventtext import EV_NO_ACTION, describe
-from provisioning.attestation.structures import DIGEST_BYTES, HASH_NAMES, MAX_PCR
 from provisioning.refusals import BootLogDoesNotReplay, BootLogMalformed, Finding
 from wire.messages import BOOT_LOG_MOST
 

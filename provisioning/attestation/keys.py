@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from provisioning.attestation.structures import (
+from provisioning.attestation.algorithms import (
     ECDSA,
     HASH_NAMES,
     P256,
@@ -20,12 +20,8 @@ from provisioning.attestation.structures import (
     SHA256,
     SHA384,
     SHA512,
-    EccPoint,
-    PublicArea,
-    RsaKey,
-    Scheme,
-    Signature,
 )
+from provisioning.attestation.structures import EccPoint, PublicArea, RsaKey, Scheme, Signature
 from provisioning.refusals import AlgorithmRefused, SignatureWrong, StructureMalformed, WeakKey
 
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey

@@ -13,8 +13,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Literal
 
+from provisioning.attestation.algorithms import DIGEST_BYTES, HASH_IDS, MAX_PCR
 from provisioning.attestation.certificates import Certificate, parse_certificate
-from provisioning.attestation.structures import DIGEST_BYTES, HASH_IDS, MAX_PCR
 from provisioning.refusals import AlgorithmRefused, CertificateMalformed, PolicyMalformed, WeakKey
 from wire.codec import Cap, MalformedMessage, load
 from wire.messages import BootLogRule

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from provisioning.attestation.algorithms import DIGEST, DIGEST_BYTES, HASH_IDS, HASH_NAMES
 from provisioning.attestation.attestation_key import AttestationKey, verify_signed
-from provisioning.attestation.structures import DIGEST, DIGEST_BYTES, HASH_IDS, HASH_NAMES, QuoteAttest, parse_quote
+from provisioning.attestation.structures import QuoteAttest, parse_quote
 from provisioning.refusals import (
     Finding,
     PcrSelectionWrong,

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from provisioning.attestation.attestation_key import AttestationKey, verify_signed
-from provisioning.attestation.keys import spki_of
-from provisioning.attestation.structures import (
+from provisioning.attestation.algorithms import (
     DECRYPT,
     ENCRYPTED_DUPLICATION,
     FIXED_PARENT,
@@ -13,9 +11,10 @@ from provisioning.attestation.structures import (
     SENSITIVE_DATA_ORIGIN,
     SIGN,
     attribute_names,
-    parse_certify,
-    parse_public,
 )
+from provisioning.attestation.attestation_key import AttestationKey, verify_signed
+from provisioning.attestation.keys import spki_of
+from provisioning.attestation.structures import parse_certify, parse_public
 from provisioning.refusals import DeviceKeyAttributesRefused, DeviceKeyNotCertified, DeviceKeyReused
 from wire.binding import key_id
 from wire.messages import Attestation

@@ -29,13 +29,11 @@ from tpm2_pytss.types import (
     TPMU_SIGNATURE,
 )
 
-from provisioning.attestation import structures
+from provisioning.attestation import algorithms, structures
+from provisioning.attestation.algorithms import FIXED_TPM, SIGN, attribute_names
 from provisioning.attestation.structures import (
-    FIXED_TPM,
-    SIGN,
     EccPoint,
     RsaKey,
-    attribute_names,
     name_of,
     parse_certify,
     parse_public,
@@ -297,9 +295,9 @@ RSA_ALGORITHMS = ["rsa2048:rsassa-sha256:null", "rsa3072:rsapss-sha384:null", "r
 @given(st.sampled_from(ECC_ALGORITHMS + RSA_ALGORITHMS), st.integers(0, 2**12), st.binary(max_size=4))
 def test_public_areas_agree_with_the_tss(algorithm, chosen, noise):
     """What tpm2-pytss marshals is read back field by field, and has the Name that it computes."""
-    bits = [bit for number, bit in enumerate(structures.ATTRIBUTE_NAMES) if chosen >> number & 1]
+    bits = [bit for number, bit in enumerate(algorithms.ATTRIBUTE_NAMES) if chosen >> number & 1]
     noise = hashlib.shake_256(noise).digest(600)
-    stores = structures.RESTRICTED | structures.DECRYPT
+    stores = algorithms.RESTRICTED | algorithms.DECRYPT
     public = TPMT_PUBLIC.parse(algorithm, objectAttributes=stores if "aes" in algorithm else SIGN)
     public.objectAttributes = sum(bits)
     if algorithm.startswith("ecc"):
@@ -337,7 +335,7 @@ def test_attestations_agree_with_the_tss(pcrs, bank, clock, resets, safe, extra)
     parsed = parse_quote(
         TPMS_ATTEST(**common, type=0x8018, clockInfo=info, firmwareVersion=clock, attested=body).marshal()
     )
-    assert parsed.quoted == structures.QuotedPcrs(structures.HASH_IDS[bank], tuple(sorted(pcrs)), b"d" * 32)
+    assert parsed.quoted == structures.QuotedPcrs(algorithms.HASH_IDS[bank], tuple(sorted(pcrs)), b"d" * 32)
     assert parsed.clock == structures.Clock(clock, resets, resets ^ 1, safe)
     assert (parsed.extra_data, parsed.firmware_version) == (extra, clock)
     names = TPMS_CERTIFY_INFO(name=TPM2B_NAME(b"\0\x0b" + b"1" * 32), qualifiedName=TPM2B_NAME(b"\0\x0b" + b"2" * 32))
