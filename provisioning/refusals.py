@@ -151,7 +151,7 @@ class EkPublicNotRegistered(Refusal):
 class EkCertificateExpired(Refusal):
     code, problem, check = "MUSTER-ATT-010", Problem.ENDORSEMENT_REFUSED, 2
     title = "The EK certificate has expired, and the model's policy does not accept that"
-    cure = "Set expired_ek = \"accept\" in the model's policy where the manufacturer gives no new certificates."
+    cure = 'Set expired_ek = "accept" in the model\'s policy where the manufacturer gives no new certificates.'
 
 
 class DeviceRevoked(Refusal):
@@ -164,6 +164,12 @@ class ApprovalRequired(Refusal):
     code, problem, check = "MUSTER-ATT-012", Problem.TPM_CLEARED, 18
     title = "The device has another attestation key than before"
     cure = "If the TPM was cleared or the device changed hands on purpose: muster devices approve NAME."
+
+
+class EkCertificateRevoked(Refusal):
+    code, problem, check = "MUSTER-ATT-014", Problem.ENDORSEMENT_REFUSED, 2
+    title = "The manufacturer revoked this EK, or an authority above it"
+    cure = "Ask the manufacturer why. A revoked EK is replaced together with its TPM."
 
 
 class EnrollmentQuotaSpent(Refusal):
@@ -256,7 +262,7 @@ class PcrValuesNotQuoted(Refusal):
 class BootLogMissing(Refusal):
     code, problem, check = "MUSTER-ATT-046", Problem.ATTESTATION_REFUSED, 13
     title = "The policy asks for a boot log and none was sent"
-    cure = "Send it, or set boot_log = \"optional\" in the model's policy."
+    cure = 'Send it, or set boot_log = "optional" in the model\'s policy.'
 
 
 class BootLogMalformed(Refusal):

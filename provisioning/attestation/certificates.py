@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from typing import Protocol
 
 from asn1crypto import core as asn1
 from asn1crypto import x509 as lenient
@@ -141,14 +142,33 @@ def read_leniently(der: bytes) -> Certificate:
         raise CertificateMalformed(expected="one X.509 certificate in DER", actual=type(error).__name__) from error
 
 
-def verify_issued(certificate: Certificate, issuer: Certificate) -> str | None:
+class Signed(Protocol):
+    """What an authority signs: a certificate, or a revocation list."""
+
+    @property
+    def tbs(self) -> bytes:
+        """The original bytes that the signature is over."""
+        ...
+
+    @property
+    def signature(self) -> bytes:
+        """The signature."""
+        ...
+
+    @property
+    def signature_algorithm(self) -> str:
+        """Its algorithm, as a dotted OID."""
+        ...
+
+
+def verify_signed(signed: Signed, issuer: Certificate) -> str | None:
     """Why this issuer's key did not sign these original bytes, or None where it did."""
-    key, oid = issuer.public_key, certificate.signature_algorithm
+    key, oid = issuer.public_key, signed.signature_algorithm
     try:
         if isinstance(key, rsa.RSAPublicKey) and oid in _RSA_SIGNATURES:
-            key.verify(certificate.signature, certificate.tbs, padding.PKCS1v15(), _RSA_SIGNATURES[oid])
+            key.verify(signed.signature, signed.tbs, padding.PKCS1v15(), _RSA_SIGNATURES[oid])
         elif isinstance(key, ec.EllipticCurvePublicKey) and oid in _ECDSA_SIGNATURES:
-            key.verify(certificate.signature, certificate.tbs, ec.ECDSA(_ECDSA_SIGNATURES[oid]))
+            key.verify(signed.signature, signed.tbs, ec.ECDSA(_ECDSA_SIGNATURES[oid]))
         else:
             return f"its signature algorithm {oid} does not count, or is not of its issuer's key"
     except InvalidSignature:

@@ -28,8 +28,9 @@ from provisioning.attestation.certificates import (
     Certificate,
     name_text,
     parse_certificate,
-    verify_issued,
+    verify_signed,
 )
+from provisioning.attestation.crls import verify_not_revoked
 from provisioning.attestation.keys import PublicKey, public_key_of, spki
 from provisioning.attestation.policy import EkRoot, Policy, normal_manufacturer
 from provisioning.attestation.structures import parse_public
@@ -100,7 +101,8 @@ def verify_endorsement(
     Not proven: possession (check 7), and that the TPM is not cleared, cloned or next to another machine.
 
     Raises: RequestMalformed, CertificateMalformed, StructureMalformed, AlgorithmRefused, WeakKey, EkCertificateUnfit,
-    EkChainRefused, EkManufacturerRefused, SoftwareTpmRefused, EkCertificateExpired, EkPublicNotRegistered.
+    EkChainRefused, EkManufacturerRefused, EkCertificateRevoked, SoftwareTpmRefused, EkCertificateExpired,
+    EkPublicNotRegistered.
     """
     if (request.ek_certificate is None) == (request.ek_public is None):
         raise RequestMalformed(expected="either ek_certificate or ek_public", actual="both, or neither")
@@ -124,9 +126,11 @@ def _verify_certified(der: bytes, intermediates: tuple[bytes, ...], policy: Poli
     software = manufacturer in _SOFTWARE_MANUFACTURERS or any(word in model.lower() for word in _SOFTWARE_MODELS)
     if software and not policy.software_tpm:
         raise SoftwareTpmRefused(expected="a hardware TPM", actual=f"{manufacturer} {model}")
-    findings = [
+    path = (certificate, *chain, root.certificate)
+    findings = verify_not_revoked(path, policy.crls, now)
+    findings += [
         Finding("manufacturer CA", "valid today", f"{name_text(ca.subject)} expired on {ca.not_after:%Y-%m-%d}")
-        for ca in (*chain, root.certificate)
+        for ca in path[1:]
         if ca.not_after < now
     ]
     if certificate.not_after < now:
@@ -228,7 +232,7 @@ def _may_issue(ca: Certificate, child: Certificate, born: datetime, depth: int, 
         why = f"has critical extensions that nobody here understands: {', '.join(ca.unhandled)}"
     elif not ca.not_before <= born <= ca.not_after:
         why = f"was valid from {ca.not_before:%Y-%m-%d} to {ca.not_after:%Y-%m-%d}, the EK was made on {born:%Y-%m-%d}"
-    elif refused := verify_issued(child, ca):
+    elif refused := verify_signed(child, ca):
         why = f"did not issue {name_text(child.subject)}: {refused}"
     if why is not None:
         reasons.append(f"{name_text(ca.subject)} {why}")

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from provisioning.attestation.algorithms import DIGEST_BYTES, HASH_IDS, MAX_PCR
 from provisioning.attestation.certificates import Certificate, parse_certificate
+from provisioning.attestation.crls import Crl, CrlMalformed, parse_crl
 from provisioning.refusals import AlgorithmRefused, CertificateMalformed, PolicyMalformed, WeakKey
 from wire.codec import Cap, MalformedMessage, load
 from wire.messages import BootLogRule
@@ -26,6 +27,8 @@ NEVER_RELEASE_PCRS = frozenset({0, 1, 2, 3, 7})
 """Firmware, its configuration and Secure Boot: a publisher's release never changes what these may be."""
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----")
+
+_PEM_CRL = re.compile(r"-----BEGIN X509 CRL-----\s+([A-Za-z0-9+/=\s]+?)-----END X509 CRL-----")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class Policy:
     """What the devices of one model must be and boot.
 
     `banks` in order of preference. `pcrs`: bank, PCR, acceptable values; its keys are the selection that a quote must
-    cover. A PCR of `release_pcrs` may in addition show the values of a release that is being rolled out.
+    cover. A PCR of `release_pcrs` may in addition show the values of a release that is being rolled out. `crls` are the
+    manufacturers' revocation lists that the operator imported.
     """
 
     model: str
@@ -64,12 +68,14 @@ class Policy:
     ek_roots: tuple[EkRoot, ...]
     pcrs: Mapping[str, Mapping[int, frozenset[bytes]]]
     events: tuple[ExpectedEvent, ...]
+    crls: tuple[Crl, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _RootText:
     certificate: Annotated[str, Cap(256 * 1024)]
     manufacturers: Annotated[tuple[Annotated[str, Cap(64)], ...], Cap(64)]
+    crls: Annotated[str, Cap(512 * 1024)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,7 @@ def _policy(written: _PolicyText) -> Policy:
         ek_roots=tuple(root for number, text in enumerate(written.ek_roots) for root in _roots(number, text)),
         pcrs=MappingProxyType(pcrs),
         events=tuple(_event(number, text) for number, text in enumerate(written.events)),
+        crls=tuple(crl for number, text in enumerate(written.ek_roots) for crl in _crls(number, text)),
     )
 
 
@@ -181,6 +188,16 @@ def _anchor(where: str, body: str) -> Certificate:
     signs = certificate.key_usage is None or "key_cert_sign" in certificate.key_usage
     _demand(certificate.is_ca and signs, where, "is not of a certificate authority")
     return certificate
+
+
+def _crls(number: int, written: _RootText) -> tuple[Crl, ...]:
+    where = f"ek_roots[{number}].crls"
+    bodies = _PEM_CRL.findall(written.crls)
+    _demand(bool(bodies) or not written.crls.strip(), where, "holds no PEM CRL")
+    try:
+        return tuple(parse_crl(base64.b64decode("".join(body.split()), validate=True)) for body in bodies)
+    except (binascii.Error, CrlMalformed) as error:
+        raise MalformedMessage(where, f"is not usable: {error}") from error
 
 
 def normal_manufacturer(text: str) -> str:

@@ -21,10 +21,12 @@ from provisioning.refusals import (
     AlgorithmRefused,
     CertificateMalformed,
     EkCertificateExpired,
+    EkCertificateRevoked,
     EkCertificateUnfit,
     EkChainRefused,
     EkManufacturerRefused,
     EkPublicNotRegistered,
+    PolicyMalformed,
     Refusal,
     RequestMalformed,
     SoftwareTpmRefused,
@@ -41,6 +43,7 @@ from tests.support.ek_certificates import (
     ec_key,
     element,
     key_usage,
+    name,
     pem,
     resigned,
     root,
@@ -192,6 +195,77 @@ def test_certificates_in_a_circle_end():
     a = second.intermediate("A", key=first.key, path_length=3)
     b = first.intermediate("B", key=second.key, path_length=3)
     assert "no certificate of the issuer" in refused_chain(a.ek(), None, a, b, a, b)
+
+
+# --- revocation lists ---------------------------------------------------------------------------------------------
+
+
+def crl_of(authority, *certificates, key=None, next_update=NOW + YEAR, extension=None):
+    builder = x509.CertificateRevocationListBuilder().issuer_name(name(authority.title))
+    builder = builder.last_update(NOW - YEAR).next_update(next_update)
+    for der in certificates:
+        serial = x509.load_der_x509_certificate(der).serial_number
+        revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW - YEAR)
+        builder = builder.add_revoked_certificate(revoked.build())
+    if extension is not None:
+        builder = builder.add_extension(extension, critical=True)
+    return builder.sign(key or authority.key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def policy_with(*crls):
+    lines = ['model = "gateway"', "[[ek_roots]]", f'certificate = """{pem(ROOT.der)}"""']
+    lines += ['manufacturers = ["id:494E5443"]', f'crls = """{"".join(crls)}"""']
+    return parse_policy("\n".join([*lines, "[pcrs.sha256]", f'"0" = ["{"00" * 32}"]']))
+
+
+def test_a_revoked_ek_is_refused():
+    good, bad = ROOT.ek(), ROOT.ek()
+    policy = policy_with(crl_of(ROOT, bad))
+    assert endorse(good, policy).findings == ()
+    with pytest.raises(EkCertificateRevoked):
+        endorse(bad, policy)
+
+
+def test_a_revoked_authority_takes_its_eks_with_it():
+    lower = ROOT.intermediate("Lower")
+    assert endorse(lower.ek(), policy_with(crl_of(ROOT), crl_of(lower)), lower)
+    with pytest.raises(EkCertificateRevoked):
+        endorse(lower.ek(), policy_with(crl_of(lower), crl_of(ROOT, lower.der)), lower)
+
+
+def test_a_list_of_another_issuer_says_nothing():
+    ek = ROOT.ek()
+    assert endorse(ek, policy_with(crl_of(root("Other"), ek)))
+
+
+def test_a_list_that_the_issuer_did_not_sign_is_refused():
+    """Not passed over: whoever put it there meant something by it."""
+    with pytest.raises(EkChainRefused) as refused:
+        endorse(ROOT.ek(), policy_with(crl_of(ROOT, key=ec_key(number="forger"))))
+    assert "does not verify" in refused.value.actual
+
+
+def test_an_old_list_is_a_finding_and_still_revokes():
+    bad = ROOT.ek()
+    policy = policy_with(crl_of(ROOT, bad, next_update=NOW - timedelta(days=1)))
+    assert [finding.what for finding in endorse(ROOT.ek(), policy).findings] == ["manufacturer CRL"]
+    with pytest.raises(EkCertificateRevoked):
+        endorse(bad, policy)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("no list", "holds no PEM CRL"),
+        ("-----BEGIN X509 CRL-----\nAAA\n-----END X509 CRL-----", "is not usable"),
+        ("-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----", "is no X.509 CRL"),
+        (crl_of(ROOT, extension=x509.DeltaCRLIndicator(1)), "is partial"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused_with_the_policy(text, why):
+    with pytest.raises(PolicyMalformed) as refused:
+        policy_with(text)
+    assert why in refused.value.actual
 
 
 # --- the certificate itself ---------------------------------------------------------------------------------------
