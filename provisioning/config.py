@@ -178,7 +178,11 @@ def load_config(directory: DataDirectory) -> Config:
     if not directory.config.is_file():
         msg = f"{directory.root}: is no Muster data directory (no {CONFIG_NAME}); make one: muster init"
         raise ConfigurationRefused(msg)
-    text = directory.config.read_text(encoding="utf-8")
+    try:
+        text = directory.config.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        msg = f"{directory.config}: is not UTF-8; save it as UTF-8"
+        raise ConfigurationRefused(msg) from error
     return parse_config(text, str(directory.config))
 
 

@@ -1,5 +1,6 @@
 """The commands, put together; the one place where what went wrong becomes a line and an exit status."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,9 +27,15 @@ for module in (owner, audit, factory, devices, policy, explain, trust, ota, simu
 def run(arguments: Sequence[str] | None) -> int:
     """Run one command; its exit status."""
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="muster")
+        try:
+            app(args=None if arguments is None else list(arguments), prog_name="muster")
+        finally:
+            sys.stdout.flush()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BrokenPipeError:  # the reader had enough; nor is anything more written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001  the outer edge: users see one line, never a traceback

@@ -1,5 +1,6 @@
 """Devices, as an operator sees them and decides about them."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,19 @@ from provisioning.cli.output import (
     show,
 )
 
+
+class Reason(StrEnum):
+    """Why a device is revoked: the service's own list (`provisioning.revoking.FINAL`)."""
+
+    AFFILIATION_CHANGED = "affiliation-changed"
+    CA_COMPROMISE = "ca-compromise"
+    CESSATION_OF_OPERATION = "cessation-of-operation"
+    KEY_COMPROMISE = "key-compromise"
+    PRIVILEGE_WITHDRAWN = "privilege-withdrawn"
+    SUPERSEDED = "superseded"
+    UNSPECIFIED = "unspecified"
+
+
 PAGE_MOST = 500
 _WHAT = "device id or serial"
 _LISTED = ("id", "serial", "model", "state", "health", "last_attested", "release_version")
@@ -33,7 +47,7 @@ _PARTS = {
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The device's id or serial.")]
 After = Annotated[str, typer.Option(metavar="S", help="Start behind this serial.")]
 Limit = Annotated[int, typer.Option(min=1, max=PAGE_MOST, metavar="N", help="At most so many.")]
-Reason = Annotated[str, typer.Option(metavar="R", help="RFC 5280's reason, for example key-compromise.")]
+Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -79,9 +93,11 @@ def show_device(name: Name, data_dir: DataDir = None, output: Output = Format.TA
             print_records(found[part], columns)
 
 
-def revoke(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE, reason: Reason = "unspecified") -> None:
+def revoke(
+    name: Name, data_dir: DataDir = None, output: Output = Format.TABLE, reason: Why = Reason.UNSPECIFIED
+) -> None:
     """Revoke a device for good: its certificates, its MQTT session, its enrollments."""
-    _order(output, data_dir, name, "revoke", {"reason": reason})
+    _order(output, data_dir, name, "revoke", {"reason": reason.value})
 
 
 def rotate(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:

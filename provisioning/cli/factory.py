@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from provisioning.cli.client import Client, RefusedByService, operator, segment, station
-from provisioning.cli.failures import Failed, Mistaken
+from provisioning.cli.failures import Failed, Mistaken, naming
 from provisioning.cli.output import (
     DataDir,
     Format,
@@ -51,7 +51,8 @@ def add_station(name: Name, budget: Budget, data_dir: DataDir = None, output: Ou
         raise Mistaken(f"{name!r} is no station name; it has 1 to 41 characters of a-z 0-9 . -")
     client = operator(directory)
     folder = _folder(directory, name)
-    certificate = _certified(client, folder, name, budget)
+    with naming(folder):
+        certificate = _certified(client, folder, name, budget)
     left = {"name": name, "budget": budget, "certificate": str(certificate), "key": str(folder / "key.pem")}
     show(output, left)
 
@@ -68,7 +69,7 @@ def list_stations(data_dir: DataDir = None, output: Output = Format.TABLE) -> No
 def register(file: File, station_name: Station, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Register the devices of a CSV file: all of them, or none."""
     from provisioning.cli.registration import read_registrations
-    from wire.messages import Registered, RegistrationRequest
+    from wire.messages import RegistrationRequest
 
     directory = directory_of(data_dir)
     rows = read_registrations(file)
@@ -79,7 +80,7 @@ def register(file: File, station_name: Station, data_dir: DataDir = None, output
     except RefusedByService as refused:
         lines = {number: row.line for number, row in enumerate(rows)}
         raise Failed(f"{file}: {with_lines(refused.lines[0], lines)}; nothing was registered") from refused
-    _show_registered(output, [row.device.serial for row in rows], answer, Registered.__name__)
+    _show_registered(output, [row.device.serial for row in rows], answer)
 
 
 def with_lines(text: str, lines: dict[int, int]) -> str:
@@ -92,12 +93,10 @@ def with_lines(text: str, lines: dict[int, int]) -> str:
     return _ROW.sub(line, text)
 
 
-def _show_registered(output: Format, serials: list[str], answer: dict[str, Any], what: str) -> None:
+def _show_registered(output: Format, serials: list[str], answer: dict[str, Any]) -> None:
     ids = answer.get("device_ids", [])
     if len(ids) != len(serials):
-        raise Failed(
-            f"the service answered with {len(ids)} devices for {len(serials)} rows ({what}); look: muster fsck"
-        )
+        raise Failed(f"the service answered with {len(ids)} devices for {len(serials)} rows; look: muster fsck")
     devices = [{"serial": serial, "id": device} for serial, device in zip(serials, ids, strict=True)]
     if output is Format.JSON:
         print_json({"devices": devices, "budget_left": answer.get("budget_left")})

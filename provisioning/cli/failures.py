@@ -3,6 +3,8 @@
 import errno
 import sqlite3
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from provisioning.cli.output import clean
@@ -66,6 +68,15 @@ def described(error: BaseException) -> tuple[int, tuple[str, ...]]:
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(where.filename).name}:{where.lineno}"
     return REFUSED, (f"defect: {type(error).__name__}: {str(error)[:200]} ({place}); report it, with the command",)
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """A failed system call that names no file (a full disk does not) is said to be about this one. Raises: Failed."""
+    try:
+        yield
+    except OSError as error:
+        raise Failed(os_line(error, error.filename or path)) from error
 
 
 def os_line(error: OSError, what: object = None) -> str:

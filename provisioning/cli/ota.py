@@ -7,7 +7,7 @@ import typer
 
 from provisioning.cli import measuring
 from provisioning.cli.client import Client, operator
-from provisioning.cli.failures import Failed, Mistaken
+from provisioning.cli.failures import Failed, Mistaken, naming
 from provisioning.cli.output import (
     DataDir,
     Format,
@@ -74,7 +74,8 @@ def init(data_dir: DataDir = None, output: Output = Format.TABLE, repository: Re
     from provisioning.cli.publisher import make
 
     publisher = _publisher(data_dir, repository)
-    make(publisher)
+    with naming(publisher.root):
+        make(publisher)
     show(output, {"repository": str(publisher.root), "root": str(publisher.root_file)})
     note(f"next, on the service: muster trust publish --image-root {publisher.root_file}")
 
@@ -102,7 +103,8 @@ def add(
         values = measuring.release_values(header, pcrs)
     else:
         note(f"{image}: its boot cannot be predicted; the release carries no PCR values")
-    target = add_image(publisher.image, data, named[0], named[1], named[2], values)
+    with naming(publisher.image):
+        target = add_image(publisher.image, data, named[0], named[1], named[2], values)
     staged = {"target": target, "version": named[0], "hardware": named[1], "release_counter": named[2]}
     show(output, {**staged, "reference_values": {str(pcr): value.hex() for pcr, value in values.items()}})
     note("staged; sign and upload it: muster ota publish")
@@ -122,7 +124,7 @@ def publish(
     publisher = _publisher(data_dir, repository)
     publisher.verify_made()
     client = None if offline else operator(directory_of(data_dir))
-    with opened_keys(publisher, key or ()) as signers:
+    with naming(publisher.image), opened_keys(publisher, key or ()) as signers:
         version = tuf.publish(publisher.image, signers, now())
     files = tuf.files_in_order(publisher.image)
     recorded = {} if client is None else _upload(client, publisher.image, files)

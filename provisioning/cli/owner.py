@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from provisioning.cli.failures import Failed, Mistaken
+from provisioning.cli.failures import Failed, Mistaken, naming
 from provisioning.cli.output import DataDir, Format, Output, directory_of, example, note, show
-from provisioning.config import DataDirectory, Listen, load_config
+from provisioning.config import ConfigurationRefused, DataDirectory, Listen, load_config
 
 PORT_MOST = 65535
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}")
@@ -69,7 +69,8 @@ def init(
     from provisioning.app.installation import Installation, initialize
 
     numbers = _ports(ports, host)
-    initialize(directory, Installation(service_name, host, advertised, numbers))
+    with naming(directory.root):
+        initialize(directory, Installation(service_name, host, advertised, numbers))
     taken = dict(zip(_NAMES, numbers, strict=True))
     show(
         output,
@@ -91,10 +92,24 @@ def serve(data_dir: DataDir = None) -> None:
     from provisioning.app.logging import configure_logging
     from provisioning.app.supervisor import supervise
 
+    directory = directory_of(data_dir)
     configure_logging()
-    status = supervise(directory_of(data_dir))
+    try:
+        status = supervise(directory)
+    except ConfigurationRefused:
+        _verify_database(directory)  # a worker has said so among its log lines; here it is the one line
+        raise
     if status:
         raise typer.Exit(status)
+
+
+def _verify_database(directory: DataDirectory) -> None:
+    """Is it there, and of this program's schema? Raises: ConfigurationRefused, OSError."""
+    from provisioning.db.schema import verify_schema
+
+    path = directory.database(load_config(directory))
+    path.stat()
+    verify_schema(path)
 
 
 def _mend(directory: DataDirectory, *, migrate: bool, renew_tls: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from provisioning.cli.failures import Failed
+from provisioning.cli.failures import Failed, naming
 from provisioning.cli.output import DataDir, Format, Output, directory_of, example, note, print_fields, print_json
 from provisioning.config import Config, DataDirectory, load_config
 
@@ -50,7 +50,8 @@ def publish(data_dir: DataDir = None, output: Output = Format.TABLE, image_root:
         service = opened.enter_context(compose(directory, config))
         bundle = _next(service, before, root)
         signers = [*_offline_keys(directory, config, opened), service.keys.key("trust-online")]
-        publish_bundle(directory.trust, bundle, signers, service.clock())
+        with naming(directory.trust):
+            publish_bundle(directory.trust, bundle, signers, service.clock())
         asyncio.run(_announce(service, bundle))
     _show(output, directory)
     note(f"bundle {bundle.version} is published; devices that are connected were told")
