@@ -194,14 +194,18 @@ class Story:
         self.show(done.out, shown)
         return done
 
-    def refused(self, running: Running, code: str, *, shown: int = SHOWN_LINES) -> Done:
-        """The end of a command that must be refused, with exit status 1 and this code. Raises: StoryFailed."""
+    def refused(self, running: Running, reason: str, *, status: int = 1, shown: int = SHOWN_LINES) -> Done:
+        """The end of a command that must be refused, with this exit status and for this reason. Raises: StoryFailed."""
         done = self.finish(running)
-        if done.status != 1 or code not in done.out + done.err:
-            self._failed(done, f"exit status 1 and {code}")
-        self.show(done.out + done.err, shown)
-        self.console.print(f"     [green]refused, as it must be: {escape(code)}[/]")
+        if done.status != status or reason not in done.out + done.err:
+            self._failed(done, f"exit status {status} and {reason!r}")
+        self.show(done.err + done.out, shown)
+        self.as_it_must(reason)
         return done
+
+    def as_it_must(self, reason: str) -> None:
+        """Tell that a refusal was the expected one."""
+        self.console.print(f"     [green]refused, as it must be: {escape(reason)}[/]")
 
     def background(self, name: str, command: str) -> Background:
         """Start a program that runs to the end of the story. `NAME.log` gets all that it says."""

@@ -42,17 +42,11 @@ def check(scene: Scene) -> None:
             raise StoryFailed(f"{EXPORT}: {', '.join(missing)} is missing")
         story.say("OpenSSL about the certificate in use, then about the one that was rotated away:")
         story.run(f"cd {EXPORT} && {VERIFY} rotated.pem")
-        revoked = story.finish(story.start(f"cd {EXPORT} && {VERIFY} first.pem"))
-        story.show(revoked.out + revoked.err)
-        if revoked.status == 0 or "certificate revoked" not in revoked.out + revoked.err:
-            raise StoryFailed("OpenSSL should have said that first.pem is revoked")
+        story.refused(story.start(f"cd {EXPORT} && {VERIFY} first.pem"), "certificate revoked", status=2)
         story.say("tpm2-tools about what the TPM said in step 4, and about the same with one byte changed:")
         story.run(f"cd {EXPORT} && {CHECKQUOTE}")
         bent = f"cp -r {EXPORT} bent && cd bent && {BREAK} status=none && {CHECKQUOTE}"
-        broken = story.finish(story.start(bent))
-        story.show(broken.out + broken.err, 2)
-        if broken.status == 0:
-            raise StoryFailed("tpm2_checkquote should have refused a changed quote")
+        story.refused(story.start(bent), "Verify signature failed", shown=3)
 
 
 def farewell(scene: Scene) -> None:
