@@ -25,6 +25,7 @@ from provisioning.app.children import kill_child, start_child, stop_child
 COMMAND_SECONDS = 60.0
 STOP_SECONDS = 12.0
 POLL_SECONDS = 0.02
+IDLE_SECONDS = 0.5
 SHOWN_LINES = 12
 TAIL_LINES = 15
 PLAIN_COLUMNS = 500
@@ -111,6 +112,10 @@ class Story:
     ) -> None:
         for running in self._open:
             kill_child(running.child)
+        # All are asked before any is waited for, but the first: it may be the service, which the others say goodbye to.
+        for background in self._background[1:]:
+            if background.child.poll() is None:
+                background.child.terminate()
         for background in reversed(self._background):
             stop_child(background.child, STOP_SECONDS)
 
@@ -236,6 +241,15 @@ class Story:
                         self._log_of(background)
                     raise StoryFailed(f"not within {seconds:.0f} s: {what}")
                 time.sleep(POLL_SECONDS)
+
+    def idle(self) -> None:
+        """Stay until interrupted. Raises: StoryFailed (a background program ended)."""
+        while True:
+            for background in self._background:
+                if background.child.poll() is not None:
+                    self._log_of(background)
+                    raise StoryFailed(f"{background.name} ended")
+            time.sleep(IDLE_SECONDS)
 
     def _log_of(self, background: Background) -> None:
         self.console.print(f"   [red]the end of {escape(background.log.name)}:[/]")
