@@ -3,15 +3,25 @@
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from provisioning.refusals import CsrKeyNotCertified, CsrRefused
 from wire.messages import CSR_MOST
 
-_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_ECDSA = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: ec.ECDSA(hashes.SHA256()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: ec.ECDSA(hashes.SHA384()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: ec.ECDSA(hashes.SHA512()),
+}
+_RSA: dict[x509.ObjectIdentifier, hashes.HashAlgorithm] = {
+    SignatureAlgorithmOID.RSA_WITH_SHA256: hashes.SHA256(),
+    SignatureAlgorithmOID.RSA_WITH_SHA384: hashes.SHA384(),
+    SignatureAlgorithmOID.RSA_WITH_SHA512: hashes.SHA512(),
+}
 # cryptography raises more than ValueError on hostile requests.
 _HOSTILE = (
     *(ValueError, TypeError, UnsupportedAlgorithm, OverflowError),
@@ -30,10 +40,8 @@ class AcceptedCsr:
     spki: bytes
 
 
-def verify_csr(der: bytes, certified_key_spki: bytes | None) -> AcceptedCsr:
+def verify_csr(der: bytes, certified_key_spki: bytes) -> AcceptedCsr:
     """Was this PKCS#10 request (RFC 2986) made by the holder of exactly the certified key? Check 15.
-
-    None, where no key was certified (a factory station's software key): then possession alone is proven.
 
     Raises: CsrRefused, CsrKeyNotCertified.
     """
@@ -42,16 +50,18 @@ def verify_csr(der: bytes, certified_key_spki: bytes | None) -> AcceptedCsr:
     try:
         request = x509.load_der_x509_csr(der)
         key = request.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-            raise CsrRefused(expected="an ECDSA or RSA key", actual=type(key).__name__)
-        if not isinstance(request.signature_hash_algorithm, _HASHES):
-            raise CsrRefused(expected="a signature with SHA-256, SHA-384 or SHA-512", actual="another hash")
         spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if certified_key_spki not in (None, spki):
+        if spki != certified_key_spki:
             raise CsrKeyNotCertified(expected=certified_key_spki, actual=spki)
-        proven = request.is_signature_valid
+        oid, signature, signed = request.signature_algorithm_oid, request.signature, request.tbs_certrequest_bytes
+        if isinstance(key, ec.EllipticCurvePublicKey) and oid in _ECDSA:
+            key.verify(signature, signed, _ECDSA[oid])
+        elif isinstance(key, rsa.RSAPublicKey) and oid in _RSA:
+            key.verify(signature, signed, padding.PKCS1v15(), _RSA[oid])
+        else:
+            raise CsrRefused(expected="ECDSA or RSA with SHA-256, SHA-384 or SHA-512", actual=oid.dotted_string)
+    except InvalidSignature as error:
+        raise CsrRefused(expected="a signature by the key of the request", actual="a signature that is not") from error
     except _HOSTILE as error:
         raise CsrRefused(expected="a PKCS#10 request in DER", actual=type(error).__name__) from error
-    if not proven:
-        raise CsrRefused(expected="a signature by the key of the request", actual="a signature that is not")
     return AcceptedCsr(der, spki)
