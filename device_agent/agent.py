@@ -27,6 +27,7 @@ TRUST_SECONDS = 6 * 3600.0
 RENEW_AGAIN_SECONDS = 3600.0
 ANSWER_FIRST_SECONDS = 20.0
 DIAL_FIRST_SECONDS = 0.5
+HELLO_FIRST_SECONDS = 3.0
 
 
 class Ended(Enum):
@@ -46,11 +47,13 @@ class Agent:
         self._due: dict[str, float] = {}
         jitter = device.host.jitter
         self._dial_backoff = Backoff(jitter, first=DIAL_FIRST_SECONDS)
+        self._hello_backoff = Backoff(jitter, first=HELLO_FIRST_SECONDS)
         self._answer_backoff = Backoff(jitter, first=ANSWER_FIRST_SECONDS)
         self._install_backoff = Backoff(jitter)
         self._swapped = False
         self._jobs: dict[str, Callable[[], None]] = {
             "dial": self._dial,
+            "hello": self._greet,
             "answer": self._answer_again,
             "install": self._install,
             "renew": self._renew,
@@ -89,7 +92,7 @@ class Agent:
             check_for_update=lambda: self._later("update", 0.0),
             attested=lambda: self._try_update(self._updates.attested),
             not_attested=lambda reason: self._try_update(lambda: self._updates.not_attested(reason)),
-            floor=self._restore_floor,
+            welcomed=self._welcomed,
         )
         self._commands = Commands(self._presence, self._rotation, wishes)
         self._later("dial", 0.0)
@@ -149,6 +152,7 @@ class Agent:
                 log.event("connected", device=self._presence.pair.details.device_id, serial=self._presence.pair.serial)
                 self._presence.online = True
                 self._dial_backoff.reset()
+                self._hello_backoff.reset()
                 self._greet()
             case Lost(line, reason) if self._presence.is_mine(line):
                 self._lost(reason)
@@ -179,8 +183,14 @@ class Agent:
         self._later("dial", wait)
 
     def _greet(self) -> None:
-        """Hello, and what else the service must hear on every connection."""
+        """Hello, and what else the service must hear on every connection; again until a welcome comes.
+
+        A broker may have lost it, and a service that does not know this session sends nothing that is obeyed here.
+        """
         presence = self._presence
+        if not presence.online:
+            return
+        self._later("hello", self._hello_backoff.next())
         version, counter = self._updates.release()
         presence.send(
             Hello,
@@ -247,7 +257,9 @@ class Agent:
         except UPDATE_FAILURES as failure:
             log.error("update-failed", reason=failure)
 
-    def _restore_floor(self, recorded: int) -> None:
+    def _welcomed(self, recorded: int) -> None:
+        """The service knows this session, and tells the release floor that it recorded."""
+        self._due.pop("hello", None)
         if self._device.config.slots is not None:
             self._try_update(lambda: self._updates.restore_floor(recorded))
 

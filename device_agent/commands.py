@@ -49,8 +49,8 @@ class Wishes:
     """The service took the evidence: a release on trial may be committed."""
     not_attested: Callable[[str], None]
     """The service refused the evidence: a release on trial is given up."""
-    floor: Callable[[int], None]
-    """The service tells the release floor that it recorded."""
+    welcomed: Callable[[int], None]
+    """The service answered hello, with the release floor that it recorded."""
 
 
 class Commands:
@@ -92,7 +92,7 @@ class Commands:
     def _dispatch(self, command: Message) -> None:
         match command:
             case Welcome():
-                self._wishes.floor(command.release_floor)
+                self._wishes.welcomed(command.release_floor)
             case Rotate():
                 self._rotate(command)
             case Rotated():

@@ -1,7 +1,7 @@
-"""Runs muster-agent and kills it (kill -9) at the N-th change of its files: `agent_killed_at.py N FILTER ARGS…`.
+"""Runs muster-agent and kills it (kill -9) at the N-th change of its files: `agent_killed_at.py N CALLS WORDS ARGS…`.
 
-Counted are the system calls that change what a later start finds (creating, syncing, renaming, removing) on paths
-that contain one of the comma-separated words of FILTER (all paths, where it is empty). A file that is being synced is
+Counted are the system calls named in CALLS (those that change what a later start finds) on paths that contain one of
+WORDS; both are separated by commas, and no words mean all paths. A file that is being synced is
 cut to half its length first: what was never renamed into place must never be believed.
 """
 
@@ -11,13 +11,17 @@ import signal
 import sys
 from pathlib import Path
 
-STEP, FILTER = int(sys.argv[1]), tuple(word for word in sys.argv[2].split(",") if word)
-sys.argv = ["muster-agent", *sys.argv[3:]]
+STEP, CALLS, WORDS = int(sys.argv[1]), sys.argv[2].split(","), [word for word in sys.argv[3].split(",") if word]
+sys.argv = ["muster-agent", *sys.argv[4:]]
 COUNT = itertools.count(1)
 
 
-def counts(path):
-    return not FILTER or any(word in path for word in FILTER)
+def counts(name, path, arguments):
+    if WORDS and not any(word in path for word in WORDS):
+        return False
+    if name == "open":
+        return bool(arguments and arguments[0] & os.O_CREAT)
+    return name != "unlink" or Path(path).exists()
 
 
 def path_of(argument):
@@ -31,8 +35,7 @@ def patched(name, original):
         path = path_of(first)
         if options.get("dir_fd") is not None:
             path = f"{path_of(options['dir_fd'])}/{path}"
-        changes = name != "open" or (rest and rest[0] & os.O_CREAT)
-        if changes and counts(path) and next(COUNT) == STEP:
+        if counts(name, path, rest) and next(COUNT) == STEP:
             if name == "fsync" and Path(path).is_file():
                 os.ftruncate(first, os.fstat(first).st_size // 2)
             print(f"killed at {name} {path}", file=sys.stderr, flush=True)
@@ -42,7 +45,7 @@ def patched(name, original):
     return call
 
 
-for function in ("open", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir"):
+for function in CALLS:
     setattr(os, function, patched(function, getattr(os, function)))
 
 from device_agent.__main__ import main  # noqa: E402  only now: nothing may hold the originals

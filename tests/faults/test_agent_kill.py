@@ -7,18 +7,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from sqlalchemy import func, select
 
 pytest.importorskip("tpm2_pytss")
 
 from device_agent.identity import IdentityStore
+from device_agent.tpm import TpmAccess
 from provisioning.app.children import kill_child, start_child, stop_child
 from provisioning.db.tables import Certificate, Command
 from tests.integration.agent_stack import AGENT, agent, running_stack, wait_for
 
 KILLER = Path(__file__).with_name("agent_killed_at.py")
-MINE = "identity,pending,session.json"
-"""The files that enrollment and rotation write; the rest is swept in the long test."""
+NUMBERS = itertools.count(1)
+MINE = "state/identity,state/pending,state/session.json"
+"""The files that enrollment and rotation write."""
+CHANGES = "rename,replace,unlink,mkdir,rmdir"
+"""What kill -9 leaves differs only from one of these to the next."""
+EVERYTHING = f"open,fsync,{CHANGES}"
+"""And what a power cut leaves: files half written, names not yet durable."""
 KILLED = -9
 
 
@@ -30,9 +38,8 @@ def stack(tmp_path_factory):
 
 
 @pytest.fixture
-def device(stack, request):
-    name = "dev-" + "".join(c for c in request.node.name.lower() if c.isalnum())[-24:]
-    made = stack.make_device(name)
+def device(stack):
+    made = stack.make_device(f"dev-{next(NUMBERS)}")
     made.boot_firmware()
     yield made
     made.power_off()
@@ -43,9 +50,10 @@ def certificates(stack):
     return stack.read(lambda tx: tx.execute(query).scalar_one())
 
 
-def killed(device, step, words, *command):
-    argv = [sys.executable, KILLER, str(step), words, *command, "--data-dir", device.directory / "agent"]
-    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+def argv_of(device, command, kill=None):
+    """`kill` is (step, calls, words)."""
+    start = [AGENT] if kill is None else [sys.executable, KILLER, str(kill[0]), kill[1], kill[2]]
+    return [*start, command, "--data-dir", device.directory / "agent"]
 
 
 def pair_of(device):
@@ -57,40 +65,47 @@ def forget(device):
     state.rename(state.with_name(f"state-{os.urandom(4).hex()}"))
 
 
-def sweep_enroll(stack, device, words, steps):
-    """Kill at each step, enroll to the end, and see exactly one certificate issued for both runs together."""
-    swept = 0
-    for step in steps:
-        before = certificates(stack)
-        died = killed(device, step, words, "enroll")
-        if died.returncode == 0:
-            break
-        assert died.returncode == KILLED, died.stderr
-        status, _, errors = agent(device, "enroll")
-        assert status == 0, f"after {died.stderr}: {errors}"
-        assert certificates(stack) == before + 1, died.stderr
-        status, _, errors = agent(device, "doctor")
-        assert status == 0, f"after {died.stderr}: {errors}"
-        forget(device)
-        swept += 1
-    return swept
+def assert_usable(device):
+    """The key is in this TPM and is the certificate's."""
+    pair = pair_of(device)
+    with TpmAccess(device.tpm.tcti).open() as tpm:
+        signature = tpm.sign(pair.key_pem, b"message")
+    pair.certificate.public_key().verify(signature, b"message", ec.ECDSA(SHA256()))
+
+
+def enroll_killed_at(stack, device, kill):
+    """Killed once, then enrolled to the end: one certificate for both. False where it ended before the step came."""
+    before = certificates(stack)
+    died = subprocess.run(argv_of(device, "enroll", kill), check=False, capture_output=True, text=True, timeout=60)
+    if died.returncode == 0:
+        return False
+    assert died.returncode == KILLED, died.stderr
+    status, _, errors = agent(device, "enroll")
+    assert status == 0, f"after {died.stderr}: {errors}"
+    assert certificates(stack) == before + 1, died.stderr
+    assert_usable(device)
+    forget(device)
+    return True
+
+
+def sweep(one, stack, device, calls, words):
+    """How many steps there were."""
+    return sum(itertools.takewhile(bool, (one(stack, device, (step, calls, words)) for step in range(1, 1000))))
 
 
 def test_enrollment_killed_at_any_step_ends_in_one_identity(stack, device):
-    assert sweep_enroll(stack, device, MINE, range(1, 100)) > 15
+    assert sweep(enroll_killed_at, stack, device, CHANGES, MINE) > 8
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_enrollment_killed_at_any_change_of_any_file_ends_in_one_identity(stack, device):
-    assert sweep_enroll(stack, device, "", range(1, 400)) > 40
+    assert sweep(enroll_killed_at, stack, device, EVERYTHING, "") > 40
 
 
-def running(device, step=None, words=MINE):
+def running(device, kill=None):
     log = (device.directory / "agent.log").open("ab")
-    arguments = ["run", "--data-dir", device.directory / "agent"]
-    argv = [AGENT, *arguments] if step is None else [sys.executable, KILLER, str(step), words, *arguments]
-    return start_child(argv, stdout=log, stderr=log)
+    return start_child(argv_of(device, "run", kill), stdout=log, stderr=log)
 
 
 def log_of(device):
@@ -113,11 +128,11 @@ def is_rotated(stack, device, before):
     return stack.read(lambda tx: tx.execute(waiting).scalar_one()) == 0
 
 
-def rotate_killed_at(stack, device, step):
+def rotate_killed_at(stack, device, kill):
     """One rotation with a kill at this step; False where it ended before the step came."""
     before, issued = pair_of(device).serial, certificates(stack)
     stack.order(device.directory.name, "rotate")
-    child = running(device, step)
+    child = running(device, kill)
     try:
         assert wait_for(lambda: child.poll() is not None or is_rotated(stack, device, before), 40), log_of(device)
         if child.poll() is None:
@@ -134,14 +149,18 @@ def rotate_killed_at(stack, device, step):
     finally:
         stop_child(child, 10)
     assert certificates(stack) == issued + 1, log_of(device)
+    assert_usable(device)
     return True
-
-
-def sweep_rotation(stack, device, steps):
-    assert agent(device, "enroll")[0] == 0
-    return sum(itertools.takewhile(bool, (rotate_killed_at(stack, device, step) for step in steps)))
 
 
 @pytest.mark.timeout(300)
 def test_rotation_killed_at_any_step_ends_with_the_new_pair_in_use(stack, device):
-    assert sweep_rotation(stack, device, range(1, 100)) > 15
+    assert agent(device, "enroll")[0] == 0
+    assert sweep(rotate_killed_at, stack, device, CHANGES, MINE) > 8
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_rotation_killed_at_any_change_of_any_file_ends_with_the_new_pair_in_use(stack, device):
+    assert agent(device, "enroll")[0] == 0
+    assert sweep(rotate_killed_at, stack, device, EVERYTHING, "") > 40

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from cryptography import x509
@@ -66,6 +67,7 @@ class Stack:
         self.image = make_image()
         self.child = None
         self.endpoints = {}
+        self._parts = ExitStack()
 
     def start(self):
         log = (self.root / "service.log").open("ab")
@@ -77,7 +79,13 @@ class Stack:
         except (AssertionError, OSError) as error:
             raise AssertionError(self.log()) from error
 
+    @cached_property
+    def service(self):
+        """The service's flows on the same data directory, in this process."""
+        return self._parts.enter_context(running_service(self.directory))
+
     def stop(self):
+        self._parts.close()
         stop_child(self.child, 15)
 
     def log(self):
@@ -96,17 +104,14 @@ class Stack:
         pems = create_device(directory, build_image(self.image), self.ek_ca, wanted)
         if register:
             der = x509.load_pem_x509_certificate(pems["rsa2048"].read_bytes()).public_bytes(Encoding.DER)
-            with running_service(self.directory) as service:
-                asyncio.run(registered(service, policy_text(self.ek_ca, self.image), (name, der)))
+            asyncio.run(registered(self.service, policy_text(self.ek_ca, self.image), (name, der)))
         return VirtualDevice(directory)
 
     def order(self, name, kind):
-        with running_service(self.directory) as service:
-            return asyncio.run(outbox.order(service, name, kind, by="test"))
+        return asyncio.run(outbox.order(self.service, name, kind, by="test"))
 
     def read(self, query):
-        with running_service(self.directory) as service:
-            return asyncio.run(service.store.read(query))
+        return asyncio.run(self.service.store.read(query))
 
     def record(self, name):
         return self.read(lambda tx: devices.by_serial(tx, name))
