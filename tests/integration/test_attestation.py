@@ -1,13 +1,14 @@
 """Evidence of real software TPMs: honest evidence passes, and each attack is refused by its own name."""
 
 import hashlib
+import subprocess
 from dataclasses import replace
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tpm2_pytss import TSS2_Exception
 from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_CC, TPM2_RH, TPM2_SE, TPM2_ST, TPMA_OBJECT
 from tpm2_pytss.types import (
@@ -442,3 +443,21 @@ def test_the_ek_template_is_that_of_the_tpm(any_device, policy):
     assert int.from_bytes(blob[:2], "big") == len(blob) - 2
     assert int.from_bytes(secret[:2], "big") == len(secret) - 2
     assert any_device.open(ak, blob, secret) == b"1" * 32
+
+
+def test_tpm2_tools_make_credentials_that_open_the_same_way(device, tmp_path):
+    """Guards the rig: tpm2_makecredential is the second maker (RSA only without a TPM), the TPM the one judge."""
+    ak = device.ak()
+    certificate = x509.load_der_x509_certificate(device.certificate)
+    (tmp_path / "ek.pem").write_bytes(
+        certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    (tmp_path / "secret").write_bytes(b"1" * 32)
+    argv = ["tpm2_makecredential", "-T", "none", "-u", tmp_path / "ek.pem", "-s", tmp_path / "secret"]
+    argv += ["-n", verify_attestation_key(ak.public).name.hex(), "-o", tmp_path / "credential", "-G", "rsa"]
+    done = subprocess.run(argv, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    made = (tmp_path / "credential").read_bytes()
+    assert made[:8] == bytes.fromhex("badcc0de00000001")  # tpm2-tools' header: magic and version
+    end = 10 + int.from_bytes(made[8:10], "big")
+    assert device.open(ak, made[8:end], made[end:]) == b"1" * 32

@@ -9,9 +9,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tpm2_pytss.constants import TPM2_ALG
 from tpm2_pytss.internal.crypto import _kdfa
-from tpm2_pytss.types import TPM2B_ENCRYPTED_SECRET, TPM2B_ID_OBJECT
+from tpm2_pytss.types import TPM2B_ENCRYPTED_SECRET, TPM2B_ID_OBJECT, TPMT_PUBLIC, TPMT_SYM_DEF_OBJECT
+from tpm2_pytss.utils import make_credential as tss_make_credential
 
 from provisioning.attestation.credential import make_credential
 from provisioning.attestation.endorsement import TrustedEk
@@ -93,3 +95,16 @@ def test_no_two_credentials_are_alike(key, name_alg, bits):
 def test_a_secret_has_its_size(secret):
     with pytest.raises(ValueError, match="1 to 32"):
         make_credential(trusted(*CASES[0]), NAME, secret)
+
+
+@pytest.mark.parametrize(("key", "name_alg", "bits"), CASES, ids=IDS)
+def test_the_tss_makes_the_same_kind_of_credential(key, name_alg, bits):
+    """Guards this file: what opens ours opens the TSS's too, so it is a TPM's way of opening."""
+    name = {0x0B: "sha256", 0x0C: "sha384"}[name_alg]
+    public = TPMT_PUBLIC.from_pem(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        nameAlg=TPM2_ALG.parse(name),
+        symmetric=TPMT_SYM_DEF_OBJECT.parse(f"aes{bits}cfb"),
+    )
+    blob, encrypted = tss_make_credential(public, b"s" * 32, NAME)
+    assert open_credential(key, name_alg, bits, blob.marshal(), encrypted.marshal(), NAME) == b"s" * 32

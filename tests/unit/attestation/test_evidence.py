@@ -393,6 +393,16 @@ def test_values_that_were_not_quoted_are_refused(device, lie):
         verify(replace(evidence, pcrs=told), stored)
 
 
+def test_values_have_the_size_of_their_bank(device):
+    """The same bytes, cut elsewhere, have the quoted digest too."""
+    evidence, stored = honest(device)
+    values = evidence.pcrs["sha256"]
+    shifted = values | {"0": values["0"][:-1], "4": values["0"][-1:] + values["4"]}
+    with pytest.raises(PcrValuesNotQuoted) as refused:
+        verify(replace(evidence, pcrs={"sha256": shifted}), stored)
+    assert refused.value.expected == "32 bytes each"
+
+
 @pytest.mark.parametrize("pcrs", [{}, {"sha256": {}}, {"sha384": {"0": bytes(48)}}])
 def test_values_that_are_missing_are_refused(device, pcrs):
     evidence, stored = honest(device)
