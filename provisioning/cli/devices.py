@@ -82,7 +82,8 @@ def list_devices(
 
 def show_device(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Show everything about one device."""
-    found = operator(directory_of(data_dir)).get(_path(name))
+    path = _path(name)
+    found = operator(directory_of(data_dir)).get(path)
     if output is Format.JSON:
         print_json(found)
         return
@@ -112,7 +113,8 @@ def approve(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE)
 
 
 def _order(output: Format, data_dir: Path | None, name: str, what: str, body: object = None) -> None:
-    show(output, operator(directory_of(data_dir)).send("POST", f"{_path(name)}/{what}", body))
+    path = f"{_path(name)}/{what}"
+    show(output, operator(directory_of(data_dir)).send("POST", path, body))
 
 
 def _path(name: str) -> str:

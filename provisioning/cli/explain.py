@@ -43,7 +43,8 @@ def add_to(app: typer.Typer) -> None:
 
 def explain(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Explain a refusal: which check, expected and actual, what would make it pass."""
-    found = operator(directory_of(data_dir)).get(f"/api/v1/explain/{segment(name, 'refusal id, device id or serial')}")
+    path = f"/api/v1/explain/{segment(name, 'refusal id, device id or serial')}"
+    found = operator(directory_of(data_dir)).get(path)
     if output is Format.JSON:
         print_json({**found, **_stops(found)})
     else:

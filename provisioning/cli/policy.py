@@ -40,7 +40,8 @@ def set_policy(file: File, data_dir: DataDir = None, output: Output = Format.TAB
 
 def show_policy(model: Model, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Show a model's policy, as it was set."""
-    found = operator(directory_of(data_dir)).get(f"/api/v1/policies/{segment(model, 'model')}")
+    path = f"/api/v1/policies/{segment(model, 'model')}"
+    found = operator(directory_of(data_dir)).get(path)
     if output is Format.JSON:
         print_json(found)
         return
