@@ -45,14 +45,23 @@ def verify_csr(der: bytes, certified_key_spki: bytes) -> AcceptedCsr:
 
     Raises: CsrRefused, CsrKeyNotCertified.
     """
+    accepted = verify_possession(der)
+    if accepted.spki != certified_key_spki:
+        raise CsrKeyNotCertified(expected=certified_key_spki, actual=accepted.spki)
+    return accepted
+
+
+def verify_possession(der: bytes) -> AcceptedCsr:
+    """Was this PKCS#10 request made by the holder of the key in it? Not proven: where that key lives.
+
+    For a factory station, whose software key no TPM certifies. Raises: CsrRefused.
+    """
     if len(der) > CSR_MOST:
         raise CsrRefused(expected=f"at most {CSR_MOST} bytes", actual=f"{len(der)} bytes")
     try:
         request = x509.load_der_x509_csr(der)
         key = request.public_key()
         spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if spki != certified_key_spki:
-            raise CsrKeyNotCertified(expected=certified_key_spki, actual=spki)
         oid, signature, signed = request.signature_algorithm_oid, request.signature, request.tbs_certrequest_bytes
         if isinstance(key, ec.EllipticCurvePublicKey) and oid in _ECDSA:
             key.verify(signature, signed, _ECDSA[oid])
