@@ -93,7 +93,7 @@ def forge() -> Mischief:
 class HostileBroker:
     """Puts itself in the place of the broker's socket; the bridge meets it at its next connection.
 
-    `mischief` may be exchanged while it runs. `seen` are all messages that came by, before the mischief.
+    `mischief` may be exchanged while it runs. `seen` are the messages that came by, before the mischief.
     """
 
     def __init__(self, socket: Path, mischief: Mischief = honest) -> None:
@@ -104,6 +104,7 @@ class HostileBroker:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hostile broker", daemon=True)
         self._server: asyncio.Server | None = None
+        self._targets: dict[Direction, asyncio.StreamWriter] = {}
 
     def __enter__(self) -> Self:
         """Step in between."""
@@ -125,6 +126,15 @@ class HostileBroker:
     def disconnect(self) -> None:
         """End the bridge's present connection, by claiming its client id; it comes again, and meets us."""
         asyncio.run_coroutine_threadsafe(self._take_over(), self._loop).result(10)
+
+    def inject(self, messages: Iterable[Passing]) -> None:
+        """Send these now, out of nothing."""
+        self._loop.call_soon_threadsafe(self._inject, tuple(messages))
+
+    def _inject(self, messages: tuple[Passing, ...]) -> None:
+        for message in messages:
+            if (target := self._targets.get(message.direction)) is not None:
+                target.write(_publish(message, None))
 
     async def _listen(self) -> None:
         with _near(self._socket) as path:
@@ -152,6 +162,7 @@ class HostileBroker:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with _near(self._true) as path:
             true_reader, true_writer = await asyncio.open_unix_connection(path)
+        self._targets = {"down": true_writer, "up": writer}
         ways = (
             self._one_way("down", reader, true_writer, writer),
             self._one_way("up", true_reader, writer, true_writer),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from lab.story import Background, Story, StoryFailed, project_environment
+from lab.story import Background, Story, StoryFailed, console_for, project_environment
 from provisioning.config import DataDirectory
 
 FOLDER = "simulated"
@@ -55,7 +55,7 @@ def main(directory: DataDirectory, *, devices: int = 3, up: bool = False, output
     """Run the fleet. Exit status: 0 Ctrl-C when it was up, 130 before that, 1 something failed, 3 no service runs."""
     signal.signal(signal.SIGTERM, _stop)
     root = directory.root
-    with Story(root, project_environment(MUSTER_DATA_DIR=str(root))) as story:
+    with Story(root, project_environment(MUSTER_DATA_DIR=str(root)), console_for(output)) as story:
         fleet = Fleet(story, directory, {})
         try:
             if up:

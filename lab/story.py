@@ -88,9 +88,11 @@ class Background:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
-def _console() -> Console:
-    terminal = sys.stdout.isatty()
-    return Console(highlight=False, soft_wrap=True, width=None if terminal else PLAIN_COLUMNS, emoji=False)
+def console_for(output: str) -> Console:
+    """Where the story is told: on standard output, or, where that gets JSON, on standard error."""
+    stream = sys.stderr if output == "json" else sys.stdout
+    width = None if stream.isatty() else PLAIN_COLUMNS
+    return Console(file=stream, highlight=False, soft_wrap=True, width=width, emoji=False)
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class Story:
 
     directory: Path
     environment: Mapping[str, str]
-    console: Console = field(default_factory=_console)
+    console: Console
     steps: list[Step] = field(default_factory=list)
     _open: list[Running] = field(default_factory=list)
     _background: list[Background] = field(default_factory=list)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lab.demo import identity, operate, outsiders
 from lab.demo.scene import EXPORT, SERVICE, A, DemoRefused, Scene, empty_folder
-from lab.story import Story, StoryFailed, project_environment
+from lab.story import Story, StoryFailed, console_for, project_environment
 
 STEPS = (
     identity.initialize,
@@ -47,7 +47,7 @@ def main(root: Path, *, output: str = "table") -> int:
         return 1
     signal.signal(signal.SIGTERM, _stop)
     environment = project_environment(MUSTER_DATA_DIR=SERVICE)
-    with Story(root, environment) as story:
+    with Story(root, environment, console_for(output)) as story:
         scene = Scene(root, story)
         started = time.monotonic()
         failure = _tell(scene)
