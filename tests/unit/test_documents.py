@@ -101,7 +101,11 @@ def test_every_check_names_the_classes_that_refuse_it():
 
 @pytest.mark.parametrize("problem", list(REACTION), ids=lambda problem: problem.value)
 def test_every_problem_stands_in_the_protocol_with_status_and_reaction(problem):
-    assert row_of(PROTOCOL, f"`{problem.value}`") == [f"`{problem.value}`", str(STATUS[problem]), REACTION[problem].value]
+    assert row_of(PROTOCOL, f"`{problem.value}`") == [
+        f"`{problem.value}`",
+        str(STATUS[problem]),
+        REACTION[problem].value,
+    ]
     assert f"`{PREFIX}`" in PROTOCOL
 
 
@@ -113,8 +117,10 @@ def test_every_route_for_devices_and_the_public_stands_in_the_protocol():
 
 def test_every_kind_of_leaf_stands_in_the_protocol():
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "provisioning").rglob("*.py"))
-    kinds = set(re.findall(r"\bleaf\(\s*service,\s*\"([a-z-]+)\"", sources))
-    assert kinds
+    named = dict(re.findall(r"^([A-Z_]+) = \"([a-z-]+)\"$", sources, re.MULTILINE))
+    written = re.findall(r"(?<!def )\bleaf\(\s*service,\s*(?:\"([a-z-]+)\"|([A-Z_]+))", sources)
+    kinds = {text or named[constant] for text, constant in written}
+    assert len(kinds) > 5
     assert sorted(kind for kind in kinds if f"`{kind}`" not in PROTOCOL) == []
 
 
@@ -122,7 +128,9 @@ def test_every_kind_of_leaf_stands_in_the_protocol():
 
 
 def test_every_setting_stands_in_operations_with_its_default():
-    sections = {f.name: f.default_factory for f in dataclasses.fields(config.Config) if dataclasses.is_dataclass(f.type)}
+    sections = {
+        f.name: f.default_factory for f in dataclasses.fields(config.Config) if dataclasses.is_dataclass(f.type)
+    }
     told = {cells[0]: cells[1] for cells in rows(OPERATIONS)}
     expected = {
         f"`{name}.{field.name}`": f"`{field.default}`" if field.default != "" else "empty"
@@ -171,7 +179,10 @@ def test_every_test_that_a_document_names_exists(path):
 
 
 def _defines(file: Path, test: str) -> bool:
-    return file.is_file() and re.search(rf"^(?:async )?def {test}\(", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    return (
+        file.is_file()
+        and re.search(rf"^(?:async )?def {test}\(", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    )
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -207,7 +218,9 @@ def _service_mistake(words: list[str]) -> str | None:
         if not words or words[0] not in node.commands:
             return None if words[:1] == ["--help"] else f"no command {' '.join(words)}"
         node, words = node.commands[words[0]], words[1:]
-    known = {option for parameter in node.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    known = {option for parameter in node.params for option in (*parameter.opts, *parameter.secondary_opts)} | {
+        "--help"
+    }
     unknown = [word for word in words if word.startswith("-") and word.split("=")[0] not in known]
     return f"{node.name} has no option {unknown}" if unknown else None
 
