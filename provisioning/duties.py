@@ -221,8 +221,7 @@ async def sequence(service: Service) -> None:
     def write(tx: Connection) -> None:
         if tree_of(leaves.newest_checkpoint(tx)) != before:
             return  # another holder was faster; its tree holds
-        for place, row in enumerate(waiting, before.size):
-            leaves.number(tx, row.id, place)
+        leaves.number(tx, {row.id: place for place, row in enumerate(waiting, before.size)})
         leaves.add_checkpoint(tx, size=tree.size, root=root, frontier=b"".join(tree.peaks), note=note, now=at)
 
     await service.ledger.write(write)

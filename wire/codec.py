@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 MAX_DEPTH = 16
 MAX_TEXT = 4096
 MAX_ITEMS = 256
@@ -45,7 +46,7 @@ class Cap:
 
 def encode(message: Any) -> bytes:
     """The message as canonical JSON: sorted keys, no spaces, `None` left out."""
-    return json.dumps(to_json(message), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODER.encode(to_json(message)).encode()
 
 
 def decode(cls: type[T], data: bytes, *, limit: int, ignore_unknown: bool = False) -> T:
@@ -81,11 +82,13 @@ def load(cls: type[T], value: Any, *, ignore_unknown: bool = False, where: str =
 
 def to_json(value: Any) -> Any:
     """The value as what `json.dumps` takes."""
-    if dataclasses.is_dataclass(value):
-        fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: to_json(item) for name, item in fields if item is not None}
-    if isinstance(value, bytes):
+    kind: Any = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if kind is bytes:
         return b64url(value)
+    if names := _field_names(kind):
+        return {name: to_json(item) for name in names if (item := getattr(value, name)) is not None}
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, dict):
@@ -93,6 +96,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     return value
+
+
+@cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
 
 
 def b64url(data: bytes) -> str:

@@ -2,14 +2,17 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from provisioning.db.devices import Record
-from provisioning.db.prepared import prepared_insert
+from provisioning.db.prepared import Prepared, prepared_insert
 from provisioning.db.tables import Checkpoint, Leaf, table_of
 
 leaf, checkpoint = table_of(Leaf), table_of(Checkpoint)
 _INSERT = prepared_insert(leaf)
+_NUMBER = Prepared(
+    update(leaf).where(leaf.c.id == bindparam("leaf"), leaf.c.number.is_(None)).values(number=bindparam("place"))
+)
 
 
 def add(tx: Connection, row: dict[str, Any]) -> None:
@@ -23,9 +26,9 @@ def unnumbered(tx: Connection, most: int) -> list[Record]:
     return list(tx.execute(waiting))
 
 
-def number(tx: Connection, leaf_id: int, place: int) -> None:
-    """Give a leaf its place."""
-    tx.execute(update(leaf).where(leaf.c.id == leaf_id, leaf.c.number.is_(None)).values(number=place))
+def number(tx: Connection, places: dict[int, int]) -> None:
+    """Give leaves their places: id to number."""
+    _NUMBER.many(tx, [{"leaf": leaf_id, "place": place} for leaf_id, place in places.items()])
 
 
 def numbered(tx: Connection, start: int, most: int) -> list[Record]:

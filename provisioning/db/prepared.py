@@ -27,6 +27,16 @@ class Prepared:
             return tx.exec_driver_sql(text, tuple(values.get(name) for name in names)).rowcount
         return tx.exec_driver_sql(text, {name: values.get(name) for name in fixed}).rowcount
 
+    def many(self, tx: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Execute it for each row, in one call of the driver."""
+        if not rows:
+            return
+        text, names, fixed = self._compiled.get(tx.dialect.name) or self._compile(tx)
+        if names is not None:
+            tx.exec_driver_sql(text, [tuple({**fixed, **row}.get(name) for name in names) for row in rows])
+        else:
+            tx.exec_driver_sql(text, [{**fixed, **row} for row in rows])
+
     def _compile(self, tx: Connection) -> tuple[str, list[str] | None, Mapping[str, Any]]:
         compiled = self._statement.compile(dialect=tx.dialect, column_keys=self._columns)
         names: list[str] | None = getattr(compiled, "positiontup", None)
