@@ -77,10 +77,14 @@ def _checkquote(export: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command.split(), qualification], cwd=export, capture_output=True, text=True, check=False)
 
 
+PCRS_FIRST_VALUE = 4 + 16 * 8 + 4 + 4 + 2
+"""Offset in quote.pcrs: a count, 16 selections, a count of lists, a count of values, a size. Much behind is padding."""
+
+
 def _flip(file: Path) -> None:
     """Another byte in the middle: of the base64 text in PEM and hex, so that the file stays readable as such."""
     content = bytearray(file.read_bytes())
-    middle = len(content) // 2
+    middle = PCRS_FIRST_VALUE if file.suffix == ".pcrs" else len(content) // 2
     if file.suffix in (".pem", ".hex"):
         content[middle] = ord("1") if content[middle] == ord("2") else ord("2")
     else:
