@@ -52,7 +52,7 @@ def check(scene: Scene) -> None:
 def farewell(scene: Scene) -> None:
     """What to try next."""
     console = scene.story.console
-    console.print("\n[bold]Break it yourself.[/] Change one byte of a certificate, the CRL, the quote or a PCR, and repeat:")
+    console.print("\n[bold]Break it yourself.[/] Change one byte of a certificate, CRL, quote or PCR, and repeat:")
     for line in (f"cd {shlex.quote(str(scene.export))}", f"{VERIFY} rotated.pem", CHECKQUOTE, BREAK):
         console.print(f"  {line}", markup=False)
     console.print(
