@@ -217,6 +217,14 @@ def test_versions_of_targets_bind_where_only_the_online_keys_were_replaced():
         verify({**FORGE.files(signers=online), "metadata/2.root.json": root}, floors=[old])
 
 
+def test_versions_of_targets_bind_no_more_where_their_keys_were_replaced():
+    old = verify(FORGE.files((1, 1, 7))).floor
+    new = Keys(online=FORGE.keys.online)
+    root = FORGE.root(2, roles=new.roles, signers=[*FORGE.keys.offline[:2], *new.offline[:2]])
+    files = FORGE.files(signers={"targets": new.offline[:2]})
+    assert verify({**files, "metadata/2.root.json": root}, floors=[old]).floor.targets == 1
+
+
 def test_a_root_that_was_seen_is_not_hidden():
     with pytest.raises(refusals.MetadataRolledBack, match="root"):
         verify(floors=[Floor(root=2)])
