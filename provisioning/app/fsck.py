@@ -126,6 +126,10 @@ def _certificates(
         committed = missing.pop(row.serial, None)
         if row.signature is None:
             _unsigned(row, now, same, report)
+            if committed is not None:
+                logged.faults.append(
+                    f"certificate {row.serial}: the log says that it was issued, and its signature is gone"
+                )
             continue
         same.looked_at += 1
         same.faults += [f"certificate {row.serial}: {fault}" for fault in faults_of(row, authority)]

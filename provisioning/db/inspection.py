@@ -1,12 +1,14 @@
 """Whole tables, row by row, for those who check an installation: `fsck`, `audit verify`. Nothing here writes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from sqlalchemy import Connection, Select, select
 
 from provisioning.db.devices import Record, device
 from provisioning.db.enrollments import attestation, boot_log, certificate, crl
 from provisioning.db.leaves import checkpoint, leaf
+from provisioning.refusals import StorageUnavailable
 
 AT_ONCE = 1000
 
@@ -51,5 +53,13 @@ def checkpoints(tx: Connection) -> Iterator[Record]:
     return _rows(tx, select(checkpoint).order_by(checkpoint.c.size))
 
 
-def _rows(tx: Connection, statement: Select[tuple[object, ...]]) -> Iterator[Record]:
-    yield from tx.execution_options(yield_per=AT_ONCE).execute(statement)
+def _rows(tx: Connection, statement: Select[Any]) -> Iterator[Record]:
+    """The rows, each value of its column's type: SQLite itself stores whatever somebody put there."""
+    kinds = [(column.name, column.type.python_type) for column in statement.selected_columns]
+    for row in tx.execution_options(yield_per=AT_ONCE).execute(statement):
+        for (name, kind), value in zip(kinds, row, strict=True):
+            if value is not None and not isinstance(value, kind):
+                raise StorageUnavailable(
+                    expected=f"{name} as {kind.__name__}", actual=f"{type(value).__name__} in {row[0]}"
+                )
+        yield row
