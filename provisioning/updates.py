@@ -21,10 +21,15 @@ from provisioning.refusals import NotFound, ReleaseRefused
 from provisioning.service import Service
 
 DIRECTOR_KEY = "director-online"
+GENERATION_SECONDS = 30
+"""For how long a generation of a device's metadata serves again, while nothing else is assigned."""
 
 
 async def record_releases(service: Service, *, by: str) -> list[Record]:
-    """Read the image repository, verified as a device would, and note each release. Raises: ReleaseRefused."""
+    """Read the image repository, verified as a device would, and note each release. Raises: ReleaseRefused.
+
+    A release that the repository no longer signs is withdrawn: its reference values count no more.
+    """
     now = service.clock()
     try:
         targets = await asyncio.to_thread(_published, service, now)
@@ -40,19 +45,26 @@ async def record_releases(service: Service, *, by: str) -> list[Record]:
             "length": target.length,
             "sha256": target.sha256.hex(),
             "reference_values": json.dumps(claims[name].reference_values or {}),
+            "withdrawn": False,
             "published_at": int(now.timestamp()),
         }
         for name, target in targets.items()
     ]
     entries = {row["target"]: leaf(service, "release", now, by=by, **row) for row in rows}
+    before = await service.store.read(commands.releases)
+    withdrawals = {row.target: leaf(service, "withdrawal", now, by=by, target=row.target) for row in before}
 
     def write(tx: Connection) -> list[Record]:
         for row in rows:
             known = commands.release_by_target(tx, str(row["target"]))
             if known is None:
                 leaves.add(tx, entries[row["target"]])
-            if known is None or known.sha256 != row["sha256"]:
-                commands.put_release(tx, row)
+            commands.put_release(tx, row)
+        for gone in commands.releases(tx):
+            if gone.target in targets or gone.withdrawn or gone.target not in withdrawals:
+                continue
+            commands.withdraw_release(tx, gone.target)
+            leaves.add(tx, withdrawals[gone.target])
         return commands.releases(tx)
 
     return await service.ledger.write(write)
@@ -96,30 +108,35 @@ async def director_file(service: Service, device_id: str, name: str) -> bytes:
     if name == "metadata/timestamp.json":
         await _new_generation(service, device_id)
     stored = await service.store.read(lambda tx: commands.director_metadata_of(tx, device_id))
-    files = {} if stored is None else json.loads(stored.files)
+    files = {} if stored is None else json.loads(stored.files)["files"]
     if (content := files.get(name.removeprefix("metadata/"))) is None:
         raise NotFound(expected="a file of this device's Director metadata", actual=name)
     return str(content).encode()
 
 
 async def _new_generation(service: Service, device_id: str) -> None:
+    """Sign what is assigned now, unless that was done moments ago. Of two at once the first one's is kept."""
     now = service.clock()
-    assigned, release, version = await service.store.read(lambda tx: _assigned(tx, device_id))
+    assigned, release, before = await service.store.read(lambda tx: _assigned(tx, device_id))
+    named = None if assigned is None or release is None else f"{assigned.target}@{assigned.assigned_at}"
+    version = 0 if before is None else before.version
+    if before is not None and json.loads(before.files)["assignment"] == named:
+        if version > int(now.timestamp()) - GENERATION_SECONDS:
+            return
     root = await asyncio.to_thread(_newest_root, service)
     target = None if release is None else _target(release)
-    key = service.keys.key(DIRECTOR_KEY)
-    next_one = next_version(version, now)
-    named = None if assigned is None else f"{assigned.target}@{assigned.assigned_at}"
+    key, next_one = service.keys.key(DIRECTOR_KEY), next_version(version, now)
     files = await asyncio.to_thread(director_metadata, root, device_id, target, next_one, key, now, assignment=named)
-    text = json.dumps({name: content.decode() for name, content in files.items()})
+    text = json.dumps({"assignment": named, "files": {name: content.decode() for name, content in files.items()}})
     await service.ledger.write(lambda tx: commands.put_director_metadata(tx, device_id, next_one, text))
 
 
-def _assigned(tx: Connection, device_id: str) -> tuple[Record | None, Record | None, int]:
+def _assigned(tx: Connection, device_id: str) -> tuple[Record | None, Record | None, Record | None]:
+    """The assignment, its release unless that was withdrawn, and the newest generation."""
     assigned = commands.assignment_of(tx, device_id)
     release = None if assigned is None else commands.release_by_target(tx, assigned.target)
-    before = commands.director_metadata_of(tx, device_id)
-    return assigned, release, 0 if before is None else before.version
+    kept = None if release is None or release.withdrawn else release
+    return assigned, kept, commands.director_metadata_of(tx, device_id)
 
 
 def _newest_root(service: Service) -> bytes:

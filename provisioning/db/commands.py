@@ -123,6 +123,11 @@ def put_release(tx: Connection, row: dict[str, Any]) -> None:
         tx.execute(update(release).where(release.c.target == row["target"]).values(**row))
 
 
+def withdraw_release(tx: Connection, target: str) -> None:
+    """The image repository signs this target no more."""
+    tx.execute(update(release).where(release.c.target == target).values(withdrawn=True))
+
+
 def release_by_target(tx: Connection, target: str) -> Record | None:
     """The release of that target path."""
     return tx.execute(select(release).where(release.c.target == target)).first()
