@@ -53,6 +53,7 @@ class Agent:
         self._swapped = False
         self._jobs: dict[str, Callable[[], None]] = {
             "dial": self._dial,
+            "trim": self._device.host.trim,
             "hello": self._greet,
             "answer": self._answer_again,
             "install": self._install,
@@ -260,6 +261,7 @@ class Agent:
     def _welcomed(self, recorded: int) -> None:
         """The service knows this session, and tells the release floor that it recorded."""
         self._due.pop("hello", None)
+        self._later("trim", TICK_SECONDS)
         if self._device.config.slots is not None:
             self._try_update(lambda: self._updates.restore_floor(recorded))
 

@@ -9,7 +9,8 @@ from datetime import datetime
 class Host:
     """`system_clock` may be wrong, `monotonic` only counts seconds. `jitter(a, b)` draws evenly between the two.
 
-    `pause(seconds)` waits, and gives True where the agent is to end.
+    `pause(seconds)` waits, and gives True where the agent is to end. `trim` gives memory that start-up left unused back
+    to the system.
     """
 
     system_clock: Callable[[], datetime]
@@ -17,6 +18,7 @@ class Host:
     entropy: Callable[[int], bytes]
     jitter: Callable[[float, float], float]
     pause: Callable[[float], bool]
+    trim: Callable[[], None]
 
 
 class Backoff:

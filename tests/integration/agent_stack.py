@@ -17,10 +17,12 @@ from lab.ekca import create_ek_ca
 from lab.firmware import make_image
 from lab.virtual import DeviceSettings, VirtualDevice, create_device
 from ota.firmware import build_image, measure
-from provisioning import outbox
+from provisioning import factory, inventory, outbox
 from provisioning.app.children import start_child, stop_child
 from provisioning.db import devices
-from tests.support.service import make_installation, registered, running_service
+from provisioning.factory import StationIdentity
+from tests.support.service import make_installation, running_service
+from wire.messages import Registration, RegistrationRequest
 
 CONF = Path(__file__).resolve().parents[2] / ".tools" / "openssl-tpm2.cnf"
 SERVE = "import sys; from pathlib import Path; from provisioning.app.supervisor import supervise; "
@@ -104,8 +106,19 @@ class Stack:
         pems = create_device(directory, build_image(self.image), self.ek_ca, wanted)
         if register:
             der = x509.load_pem_x509_certificate(pems["rsa2048"].read_bytes()).public_bytes(Encoding.DER)
-            asyncio.run(registered(self.service, policy_text(self.ek_ca, self.image), (name, der)))
+            self.register(name, der)
         return VirtualDevice(directory)
+
+    def register(self, name, ek_certificate):
+        """As a factory station would; its own certificate plays no part here."""
+        asyncio.run(self._register(Registration(name, "gateway", ek_certificate)))
+
+    async def _register(self, registration):
+        service, at = self.service, int(self.service.clock().timestamp())
+        await inventory.set_policy(service, policy_text(self.ek_ca, self.image), by="test")
+        station = {"name": "line-1", "certificate_serial": "1", "budget": 1000, "now": at}
+        await service.ledger.write(lambda tx: devices.put_station(tx, **station))
+        await factory.register(service, StationIdentity("line-1", "1"), RegistrationRequest((registration,)))
 
     def order(self, name, kind):
         return asyncio.run(outbox.order(self.service, name, kind, by="test"))
