@@ -120,9 +120,9 @@ async def _new_generation(service: Service, device_id: str) -> None:
     assigned, release, before = await service.store.read(lambda tx: _assigned(tx, device_id))
     named = None if assigned is None or release is None else f"{assigned.target}@{assigned.assigned_at}"
     version = 0 if before is None else before.version
-    if before is not None and json.loads(before.files)["assignment"] == named:
-        if version > int(now.timestamp()) - GENERATION_SECONDS:
-            return
+    recent = version > int(now.timestamp()) - GENERATION_SECONDS
+    if before is not None and recent and json.loads(before.files)["assignment"] == named:
+        return
     root = await asyncio.to_thread(_newest_root, service)
     target = None if release is None else _target(release)
     key, next_one = service.keys.key(DIRECTOR_KEY), next_version(version, now)
