@@ -358,6 +358,14 @@ def test_a_key_of_another_kind_is_refused():
         parse_certificate(ROOT.issue("EK", ed25519.Ed25519PrivateKey.generate(), []))
 
 
+def test_a_key_on_an_unheard_of_curve_is_refused():
+    good = ROOT.ek(ec_key())
+    tbs = x509.load_der_x509_certificate(good).tbs_certificate_bytes
+    content = tbs[4:].replace(bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d030102"))
+    with pytest.raises(AlgorithmRefused):
+        parse_certificate(resigned(good, element(0x30, content), ROOT.key))
+
+
 def test_a_short_key_is_refused():
     with pytest.raises(AlgorithmRefused):
         endorse(ROOT.ek(rsa_key(1024)))
@@ -481,8 +489,10 @@ def test_bytes_behind_a_certificate_are_refused():
 
 
 def test_a_certificate_over_its_cap_is_refused():
-    with pytest.raises(CertificateMalformed, match="cannot be parsed"):
-        parse_certificate(bytes(8 * 1024 + 1))
+    comment = x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), bytes(8 * 1024))
+    with pytest.raises(CertificateMalformed) as refused:
+        parse_certificate(ROOT.ek(more=[(comment, False)]))
+    assert refused.value.expected == "at most 8192 bytes"
 
 
 def test_other_alternative_names_are_passed_over():

@@ -106,8 +106,9 @@ def test_an_ecdsa_signature_verifies_over_its_message_only():
     key = ec_key().public_key()
     verify_signature(key, Scheme(ECDSA, SHA256), ecdsa(b"m"), b"m")
     verify_signature(key, Scheme(ECDSA, SHA384), ecdsa(b"m", hashes.SHA384, SHA384), b"m")
-    with pytest.raises(SignatureWrong):
+    with pytest.raises(SignatureWrong) as refused:
         verify_signature(key, Scheme(ECDSA, SHA256), ecdsa(b"m"), b"n")
+    assert refused.value.actual == "a signature that is not"
     with pytest.raises(SignatureWrong):
         verify_signature(ec_key(number=1).public_key(), Scheme(ECDSA, SHA256), ecdsa(b"m"), b"m")
     with pytest.raises(SignatureWrong):
