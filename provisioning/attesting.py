@@ -321,8 +321,13 @@ async def record_refusal(service: Service, refusal: Refusal, of: Refused) -> Non
 
 
 def findings_json(findings: tuple[Finding, ...]) -> str:
-    """Findings as they are stored."""
-    return json.dumps([{"what": f.what, "expected": f.expected, "actual": f.actual} for f in findings])
+    """Findings as they are stored; what mends one stands there where it is known."""
+    return json.dumps(
+        [
+            {"what": f.what, "expected": f.expected, "actual": f.actual} | ({"cure": f.cure} if f.cure else {})
+            for f in findings
+        ]
+    )
 
 
 def refusal_class(code: str) -> type[Refusal]:

@@ -118,6 +118,15 @@ def test_each_attack_was_refused_for_its_own_reason(demo):
         assert f"refused, as it must be: {reason}\n" in ended.stdout
 
 
+def test_the_changed_byte_is_explained_to_the_operator(demo):
+    _, _, told = demo[1].stdout.partition("$ muster explain gw-002\n")
+    told = told.partition("✔")[0]
+    for part in ("PCR 8", "kernel", "expected", "actual", "cure"):
+        assert part in told
+    (edit,) = [line for line in told.splitlines() if "[pcrs.sha256]" in line]
+    assert edit.split()[0] == "cure"
+
+
 def test_each_term_is_explained_where_it_is_used_first(demo):
     text = " ".join(demo[1].stdout.split())
     for term, words in (
