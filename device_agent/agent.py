@@ -15,7 +15,6 @@ from device_agent.mqtt import Arrived, Connected, Event, Lost
 from device_agent.presence import Presence
 from device_agent.rotate import NewPairUnusable, Rotation
 from device_agent.session import Dropped, Session, next_session_number
-from device_agent.tpm import TpmFailure
 from device_agent.trust import Trust
 from device_agent.updates import TRIAL_SECONDS, UPDATE_FAILURES, Updates
 from wire.messages import Hello, Renew
@@ -166,10 +165,7 @@ class Agent:
         except Dropped as dropped:
             log.warning("message-dropped", why=type(dropped).__name__, reason=dropped)
             return
-        try:
-            self._commands.obey(command)
-        except TpmFailure as failure:  # the answer could not even be signed
-            log.error("tpm-failed", reason=failure)
+        self._commands.obey(command)
 
     def _dial(self) -> None:
         try:

@@ -131,6 +131,9 @@ class Commands:
             return
         try:
             self._rotation.accept(answer, presence.pair, presence.trust)
+        except NotAwaited as odd:  # a later rotate command took its place: the service need not send it again
+            self.fail(answer.message_id, odd)
+            raise
         except CertificateRefused as refused:
             self._rotation.forget()
             self._settle()

@@ -10,6 +10,7 @@ from device_agent.identity import Pair
 from device_agent.mqtt import Event, Line
 from device_agent.session import Session, Signer
 from device_agent.signing import verifier
+from device_agent.tpm import TpmFailure
 from device_agent.trust import Trust
 from wire.envelope import Verify
 from wire.messages import Message
@@ -59,12 +60,16 @@ class Presence:
     def send(self, kind: type[Message], **fields: Any) -> None:  # noqa: ANN401  the fields of `kind`
         """Signs a message with the key in use and hands it to the broker; nothing while there is no line.
 
-        Raises: TpmFailure.
+        Where the TPM does not sign, that is logged: it is as if the broker had lost the message.
         """
         if self._line is None or not self.online:
             return
         signer = Signer(self.pair.spki, partial(_sign, self.device, self.pair))
-        message_id, envelope = self.session.seal_up(kind, signer, self.device.now(), **fields)
+        try:
+            message_id, envelope = self.session.seal_up(kind, signer, self.device.now(), **fields)
+        except TpmFailure as failure:
+            log.error("not-sent", kind=kind.__name__, reason=failure)
+            return
         self._line.send(envelope)
         log.event("sent", kind=kind.__name__, id=message_id)
 

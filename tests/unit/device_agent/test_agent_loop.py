@@ -1,0 +1,234 @@
+"""When the agent does what: hello until welcomed, renewal in its time, dialling again, the way back after expiry."""
+
+import queue
+import threading
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from device_agent import agent as module
+from device_agent.agent import Agent, Ended
+from device_agent.enroll import Stopped
+from device_agent.host import Host
+from device_agent.http import ServiceUnreachable
+from device_agent.identity import IdentityDetails, IdentityStore
+from device_agent.mqtt import Arrived, Connected, Lost
+from device_agent.rotate import NewPairUnusable
+from device_agent.trust import Trust
+from tests.unit.device_agent.builders import DEVICE, NOW, Authority, der, new_key, spki
+from wire.messages import Hello, Installed, MqttAddress, Renew, TrustBundle, Welcome
+
+CA = Authority()
+LATEST = 1.0
+"""Jitter that always draws its upper bound."""
+
+
+class Bench:
+    """An agent whose clock a test turns and whose line is a list."""
+
+    def __init__(self, folder, monkeypatch, *, life=timedelta(days=30), renew=timedelta(days=20)):
+        self.seconds = 0.0
+        self.trimmed = []
+        self.sent = []
+        self.dialled = []
+        self.refusal = None
+        host = Host(
+            system_clock=self.now,
+            monotonic=lambda: self.seconds,
+            entropy=bytes,
+            jitter=lambda low, high: low + (high - low) * LATEST,
+            pause=lambda _: True,
+            trim=lambda: self.trimmed.append(1),
+        )
+        bundle = TrustBundle(1, "fleet.example", (der(CA.root),), (spki(new_key()),), ())
+        self.trust = Trust(bundle, 1, NOW + timedelta(days=7))
+        self.device = SimpleNamespace(
+            config=SimpleNamespace(state_dir=folder, slots=None),
+            host=host,
+            now=self.now,
+            identity=IdentityStore(folder / "identity"),
+            trust=SimpleNamespace(current=lambda: None),
+        )
+        self.stop = threading.Event()
+        self.agent = Agent(self.device, self.stop)
+        self.pair = self.enrolled(life, renew)
+        monkeypatch.setattr(module.Presence, "dial", self.dial)
+        monkeypatch.setattr(module.Presence, "send", lambda _, kind, **fields: self.sent.append((kind, fields)))
+        self.agent._come_up(self.trust, self.pair)
+
+    def now(self):
+        return NOW + timedelta(seconds=self.seconds)
+
+    def enrolled(self, life, renew, reply_to=None):
+        leaf = CA.ldevid(new_key(), start=self.now() - timedelta(hours=1), end=self.now() + life)
+        address = MqttAddress("127.0.0.1", 8883)
+        details = IdentityDetails(DEVICE, der(leaf), CA.chain, address, self.now() + renew, "EK-RSA2048", reply_to)
+        self.device.identity.store_next(b"key", details)
+        return self.device.identity.swap()
+
+    def dial(self):
+        self.dialled.append(self.presence.pair.serial)
+        if self.refusal:
+            raise self.refusal
+
+    @property
+    def presence(self):
+        return self.agent._presence
+
+    def connect(self):
+        self.agent._on(Connected(None))
+
+    def pass_time(self, seconds):
+        """Second by second, as the loop ticks."""
+        for _ in range(int(seconds)):
+            self.seconds += 1
+            self.agent._run_due()
+
+    def kinds(self):
+        return [kind for kind, _ in self.sent]
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_hello_is_said_on_connecting_and_again_until_welcomed(bench):
+    bench.pass_time(1)
+    bench.connect()
+    hello = bench.sent[0][1]
+    assert bench.kinds() == [Hello]
+    assert (hello["certificate_serial"], hello["trust_version"], hello["last_sequence"]) == (bench.pair.serial, 1, 0)
+    assert hello["session_number"] >= int(NOW.timestamp())
+    bench.pass_time(12)
+    assert bench.kinds() == [Hello] * 3
+    bench.agent._commands.obey(
+        Welcome(message_id="w", device=DEVICE, session="s", sequence=1, not_after=NOW, in_reply_to="h", release_floor=0)
+    )
+    bench.pass_time(600)
+    assert bench.kinds() == [Hello] * 3
+    assert bench.trimmed == [1]
+
+
+def test_a_lost_line_is_dialled_again_ever_more_slowly(bench):
+    bench.refusal = ConnectionRefusedError(111, "Connection refused")
+    bench.pass_time(1)
+    early = len(bench.dialled)
+    bench.pass_time(3600)
+    assert early == 1
+    assert 12 < len(bench.dialled) < 25  # doubling from half a second to five minutes
+    bench.refusal = None
+    bench.pass_time(300)
+    bench.connect()
+    before = len(bench.dialled)
+    bench.agent._on(Lost(None, "gone"))
+    assert not bench.presence.online
+    bench.pass_time(1)
+    assert len(bench.dialled) == before + 1
+
+
+def test_events_of_a_line_that_was_given_up_change_nothing(bench):
+    bench.pass_time(1)
+    bench.connect()
+    stale = object()
+    bench.agent._on(Lost(stale, "gone"))
+    assert bench.presence.online
+    bench.agent._on(Connected(stale))
+    assert bench.kinds() == [Hello]
+
+
+def test_a_message_that_is_dropped_costs_nothing(bench):
+    bench.agent._on(Arrived(b"garbage"))
+    assert bench.sent == []
+
+
+def test_renewal_is_asked_for_after_two_thirds_and_repeated(bench):
+    bench.agent._due = {"renew": bench.agent._due["renew"]}
+    due = bench.agent._due["renew"]
+    assert timedelta(days=20) <= timedelta(seconds=due) <= timedelta(days=20, hours=12)
+    bench.seconds = due - 1
+    bench.agent._run_due()
+    assert bench.sent == []
+    bench.pass_time(2)
+    assert bench.sent == [(Renew, {"certificate_serial": bench.pair.serial})]
+    bench.pass_time(3601)
+    assert bench.kinds() == [Renew] * 2
+
+
+def test_after_a_rotation_the_new_key_reconnects_and_reports(bench):
+    bench.pass_time(1)
+    bench.connect()
+    new = bench.enrolled(timedelta(days=30), timedelta(days=20), reply_to="c-1")
+    bench.agent._rotation = bench.agent._commands._rotation = SimpleNamespace(install=lambda _: new)
+    bench.agent._later("install", 0)
+    bench.pass_time(2)
+    assert bench.dialled == [bench.pair.serial, new.serial]
+    bench.connect()
+    assert bench.sent[-1] == (Installed, {"in_reply_to": "c-1", "certificate_serial": new.serial})
+    bench.connect()
+    assert bench.kinds().count(Installed) == 1
+
+
+def test_a_pair_that_cannot_be_proven_now_is_tried_again_and_an_unusable_one_is_not(bench):
+    outcomes = [ServiceUnreachable("away"), ServiceUnreachable("away"), NewPairUnusable("refused"), AssertionError]
+
+    def install(_):
+        raise outcomes.pop(0)
+
+    bench.agent._rotation = SimpleNamespace(install=install)
+    bench.agent._later("install", 0)
+    bench.pass_time(3600)
+    assert len(outcomes) == 1
+    assert bench.presence.pair == bench.pair
+
+
+def test_a_stored_pair_is_proven_at_the_next_start(bench):
+    leaf = CA.ldevid(new_key())
+    details = IdentityDetails(DEVICE, der(leaf), CA.chain, MqttAddress("h", 1), NOW + timedelta(days=1), "EK-RSA2048")
+    bench.device.identity.store_next(b"next", details)
+    again = Agent(bench.device, bench.stop)
+    again._come_up(bench.trust, bench.pair)
+    assert "install" in again._due
+
+
+def test_an_ended_certificate_is_replaced_by_a_new_enrollment(bench, monkeypatch):
+    bench.pass_time(1)
+    bench.seconds += timedelta(days=31).total_seconds()
+    bench.agent._due.clear()
+    new = []
+
+    def enroll(_):
+        new.append(bench.enrolled(timedelta(days=30), timedelta(days=20)))
+        return new[0]
+
+    monkeypatch.setattr(module, "enroll_until_done", enroll)
+    bench.presence.events = SimpleNamespace(get=lambda timeout: (_ for _ in ()).throw(queue.Empty))
+    rounds = iter([False, False, True])
+    bench.agent._stop = SimpleNamespace(is_set=lambda: next(rounds))
+    assert bench.agent._loop() is Ended.STOPPED
+    assert bench.presence.pair == new[0]
+    assert len(new) == 1
+
+
+def test_stopping_while_waiting_for_the_service_is_no_failure(bench, monkeypatch):
+    def stopped(_):
+        raise Stopped
+
+    bench.device.identity = SimpleNamespace(current=lambda: None)
+    monkeypatch.setattr(module, "enroll_until_done", stopped)
+    assert Agent(bench.device, bench.stop).run() is Ended.STOPPED
+
+
+def test_an_enrolled_device_goes_on_with_the_trust_it_has_whatever_the_network_shows(bench, monkeypatch):
+    from ota.refusals import ThresholdNotMet
+
+    def refused(_):
+        raise ThresholdNotMet("root")
+
+    monkeypatch.setattr(module, "trust_at_hand", refused)
+    bench.device.trust = SimpleNamespace(current=lambda: bench.trust)
+    assert bench.agent._kept_or_new() is bench.trust
+    bench.device.trust = SimpleNamespace(current=lambda: None)
+    with pytest.raises(ThresholdNotMet):
+        bench.agent._kept_or_new()
