@@ -152,8 +152,10 @@ def test_what_is_no_toml_names_its_line():
 
 
 def test_a_policy_over_its_cap_is_refused():
-    with pytest.raises(PolicyMalformed):
-        parse_policy("#" * (POLICY_MOST + 1))
+    with pytest.raises(PolicyMalformed) as refused:
+        parse_policy(TEXT.ljust(POLICY_MOST + 1, "#"))
+    assert refused.value.expected == f"at most {POLICY_MOST} characters"
+    assert parse_policy(TEXT.ljust(POLICY_MOST, "#"))
 
 
 def test_manufacturers_are_written_one_way():
