@@ -168,13 +168,14 @@ class HostileBroker:
             self._one_way("up", true_reader, writer, true_writer),
         )
         tasks = [asyncio.create_task(way) for way in ways]
-        with contextlib.suppress(OSError):
+        try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
+        finally:
+            for task in tasks:
+                task.cancel()
+            writer.close()
+            true_writer.close()
         await asyncio.gather(*tasks, return_exceptions=True)
-        writer.close()
-        true_writer.close()
 
     async def _one_way(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import structlog
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -19,6 +20,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from prometheus_client import Counter
 
+from provisioning.access.rates import Rate, RateTable
 from provisioning.refusals import Refusal
 from wire.envelope import MAX_ENVELOPE
 from wire.topics import EVERY_UP, device_of
@@ -27,6 +29,10 @@ SERVICE_USER = "service:bridge"
 """The bridge's user name and client id at the broker. A device id has no colon."""
 QUEUED_MOST = 1000
 """Messages that wait for their flow; the broker keeps the others."""
+DEVICE_RATE = Rate(per_second=10, burst=200)
+"""How often one device may say something: a rotation takes three messages, an update ten."""
+COMPLAINTS = Rate(per_second=1, burst=20)
+"""How often the log says that messages of one device were refused or dropped; the counters count all of them."""
 LANES = 16
 """Messages of one device keep their order (their sequence rises); those of `LANES` devices run at once."""
 LONGEST_PAUSE_SECONDS = 8
@@ -58,6 +64,7 @@ class Bridge:
         self._loop = asyncio.get_running_loop()
         self._lanes: list[asyncio.Queue[_Arrived]] = [asyncio.Queue(QUEUED_MOST // LANES) for _ in range(LANES)]
         self._tasks: list[asyncio.Task[None]] = []
+        self._rates, self._complaints = RateTable(DEVICE_RATE), RateTable(COMPLAINTS)
         self._socket = socket
         self._address = UnixAddress(socket)
         self._client = Client(
@@ -114,7 +121,8 @@ class Bridge:
                 await self._receive(arrived.device, arrived.envelope)
             except Refusal as refusal:
                 outcome = "refused"
-                _log.info("mqtt.refused", device=arrived.device, code=refusal.code, instance=refusal.instance)
+                if self._may_complain(arrived.device):
+                    _log.info("mqtt.refused", device=arrived.device, code=refusal.code, instance=refusal.instance)
             except Exception:  # noqa: BLE001  the outer edge of MQTT: one message must not end the bridge
                 outcome = "defect"
                 _log.exception("mqtt.defect", device=arrived.device)
@@ -122,22 +130,30 @@ class Bridge:
             self._client.ack(arrived.mid, arrived.qos)
 
     def _offer(self, arrived: _Arrived) -> None:
+        if self._rates.wait_seconds(arrived.device, monotonic()) > 0:
+            self._drop("too-often", arrived.device)
+            self._client.ack(arrived.mid, arrived.qos)
+            return
         try:
             self._lanes[hash(arrived.device) % LANES].put_nowait(arrived)
         except asyncio.QueueFull:
             # Not acknowledged: the broker sends it again after the next reconnect, the device after its own time-out.
             self._drop("full", arrived.device)
 
-    def _drop(self, why: str, device: str | None) -> None:
+    def _drop(self, why: str, device: str) -> None:
         MESSAGES.labels("up", why).inc()
-        _log.warning("mqtt.dropped", why=why, device=device)
+        if self._may_complain(device):
+            _log.warning("mqtt.dropped", why=why, device=device)
+
+    def _may_complain(self, device: str) -> bool:
+        return self._complaints.wait_seconds(device, monotonic()) == 0
 
     def _on_message(self, client: Client, _userdata: object, message: MQTTMessage) -> None:
         payload = bytes(message.payload)
         if len(payload) > MAX_ENVELOPE:
-            self._drop("too-large", None)
+            self._drop("too-large", "")
         elif message.retain or (device := device_of(message.topic)) is None:
-            self._drop("not-a-device", None)
+            self._drop("not-a-device", "")
         else:
             with suppress(RuntimeError):  # the loop has just ended; the broker keeps the message
                 self._loop.call_soon_threadsafe(self._offer, _Arrived(device, payload, message.mid, message.qos))

@@ -14,6 +14,7 @@ import structlog
 
 from hsm.errors import TokenUnavailable
 from provisioning import duties
+from provisioning.access.rates import Rate, RateTable
 from provisioning.app.broker import broker_socket
 from provisioning.app.compose import compose
 from provisioning.app.endpoints import Ports, bind_shared
@@ -24,7 +25,6 @@ from provisioning.config import ConfigurationRefused, DataDirectory, load_config
 from provisioning.http import device, operator, public
 from provisioning.http.exchange import Dispatcher, Route
 from provisioning.http.listener import Listener
-from provisioning.http.rates import Rate, RateTable
 from provisioning.messaging import Bridge
 from provisioning.service import Service
 from wire.codec import decode

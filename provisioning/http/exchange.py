@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast
 from aiohttp import HttpVersion10, HttpVersion11, web
 from prometheus_client import Counter
 
+from provisioning.access.rates import RateTable, retry_after
 from provisioning.http import problems
 from provisioning.http.connection import Connection
-from provisioning.http.rates import RateTable, retry_after
 from provisioning.refusals import (
     MethodNotAllowed,
     NotFound,

@@ -15,9 +15,9 @@ from time import monotonic
 import structlog
 from aiohttp import web
 
+from provisioning.access.rates import RateTable, source_key
 from provisioning.config import Limits
 from provisioning.http.connection import Connection, Server
-from provisioning.http.rates import RateTable, source_key
 
 BACKLOG = 1024
 TLS_SHUTDOWN_SECONDS = 2.0

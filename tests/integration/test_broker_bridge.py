@@ -231,6 +231,19 @@ async def test_what_is_no_devices_message_reaches_no_flow_and_is_not_sent_again(
     assert client.acknowledged == [(7, 1)]
 
 
+async def test_who_talks_too_much_is_not_heard_and_hinders_nobody(tmp_path):
+    _, receive = collector()
+    bridge, client = Bridge(tmp_path / "none.sock", receive), Acknowledging()
+    bridge._client = client
+    for _ in range(messaging.DEVICE_RATE.burst * 3):
+        bridge._offer(messaging._Arrived("d-loud", b"x", 1, 1))
+        while not bridge._lanes[hash("d-loud") % messaging.LANES].empty():
+            bridge._lanes[hash("d-loud") % messaging.LANES].get_nowait()
+    assert len(client.acknowledged) > messaging.DEVICE_RATE.burst
+    bridge._offer(messaging._Arrived("d-quiet", b"x", 1, 1))
+    assert sum(lane.qsize() for lane in bridge._lanes) == 1
+
+
 async def test_a_flood_is_dropped_and_the_memory_stays(tmp_path):
     _, receive = collector()
     bridge = Bridge(tmp_path / "none.sock", receive)

@@ -8,8 +8,8 @@ import socket
 import pytest
 from aiohttp import web
 
+from provisioning.access.rates import Rate
 from provisioning.http.exchange import Route
-from provisioning.http.rates import Rate
 from provisioning.refusals import Busy
 from tests.support.http import answer, connect, exchange, limits, listening, post, until_closed
 from wire.problems import MEDIA_TYPE

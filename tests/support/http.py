@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+from provisioning.access.rates import Rate, RateTable
 from provisioning.config import Config, Limits
 from provisioning.http.exchange import Dispatcher
 from provisioning.http.listener import Listener
-from provisioning.http.rates import Rate, RateTable
 
 FAST = Rate(100_000, 100_000)
 PATIENCE_SECONDS = 20

@@ -7,7 +7,7 @@ import pytest
 from provisioning.access import GRANTS, Operator, Role, may
 from provisioning.http import device, operator, public
 from provisioning.http.exchange import Dispatcher, Route
-from provisioning.http.rates import Rate, RateTable
+from provisioning.access.rates import Rate, RateTable
 from provisioning.refusals import MethodNotAllowed, NotFound
 
 EVERY_ROUTE = [*device.routes(device.InFlight(1)), *operator.routes(), *public.routes()]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provisioning.http.rates import Rate, RateTable, conforms, retry_after, source_key
+from provisioning.access.rates import Rate, RateTable, conforms, retry_after, source_key
 
 
 def passed(rate, times):
