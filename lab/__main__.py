@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
+
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from lab.ekca import EkCaFailure, create_ek_ca, open_ek_ca
 from lab.firmware import NoSuchStage, flip_byte, make_image
@@ -16,6 +18,11 @@ from lab.slots import BootFailure
 from lab.swtpm import VirtualTpmFailure
 from lab.virtual import DeviceFailure, DeviceSettings, VirtualDevice, create_device
 from ota.firmware import MalformedImage, build_image
+from ota.signing import Role, Roles, online_role, root_metadata, sign_metadata
+from wire.codec import encode
+from wire.messages import Anchor
+
+ANCHOR_LIFETIME = timedelta(days=3650)
 
 _FAILURES = (BootFailure, DeviceFailure, EkCaFailure, MalformedImage, NoSuchStage, OSError, VirtualTpmFailure)
 
@@ -47,6 +54,16 @@ def _image(chosen: argparse.Namespace) -> int:
         image = flip_byte(image, chosen.flip)
     chosen.out.write_bytes(build_image(image))
     print(json.dumps({"image": str(chosen.out), "hardware": image.hardware, "version": image.version}))
+    return 0
+
+
+def _anchor(chosen: argparse.Namespace) -> int:
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
+    offline = Role(tuple(key.public_key() for key in keys), 2, ANCHOR_LIFETIME)
+    online = online_role(keys[0].public_key(), ANCHOR_LIFETIME)
+    root = root_metadata(Roles(offline, offline, online, online), 1, datetime.now(UTC))
+    chosen.out.write_bytes(encode(Anchor(chosen.service_name, sign_metadata(root, root.signed, "root", keys))))
+    print(json.dumps({"anchor": str(chosen.out), "service_name": chosen.service_name}))
     return 0
 
 
@@ -94,7 +111,7 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise _Stopped
 
 
-_COMMANDS = {"ek-ca": _ek_ca, "image": _image, "create": _create, "boot": _boot}
+_COMMANDS = {"anchor": _anchor, "ek-ca": _ek_ca, "image": _image, "create": _create, "boot": _boot}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
 
     ek_ca = commands.add_parser("ek-ca", help="make a TPM manufacturer: an EK certificate authority")
     ek_ca.add_argument("directory", type=Path)
+
+    anchor = commands.add_parser("anchor", help="make the anchor of a fleet whose keys nobody has")
+    anchor.add_argument("out", type=Path)
+    anchor.add_argument("--service-name", default="muster.internal")
 
     image = commands.add_parser("image", help="make a firmware image")
     image.add_argument("out", type=Path)

@@ -10,20 +10,25 @@ _REGISTERED = re.compile(r"^(gw-\d+)\s+(d-[0-9a-f]+)", re.MULTILINE)
 
 
 def initialize(scene: Scene) -> None:
-    """Step 1."""
+    """Step 1. Firmware and TPM maker are made beside it."""
     story = scene.story
     with story.step(
         "Keys in an HSM",
         "Without it: whoever copies the CA's disk makes a certificate for any device, and nobody notices.",
         "CA, command, log and update keys are born in PKCS#11 tokens and cannot be taken out",
     ):
-        elsewhere = story.start("muster init --data-dir elsewhere --service-name muster.internal --ports free")
-        story.run("muster init")
+        made = story.start("muster init")
+        beside = [story.start("python -m lab ek-ca ek-ca"), story.start(f"python -m lab image {RELEASE_1} --version 1")]
+        told = story.passed(made).out
+        for listener in ("device", "public"):
+            scene.facts[f"{listener}_port"] = _told(told, rf"{listener} port +(\d+)")
+        scene.facts["host"] = _told(told, r"advertised host +(\S+)")
         # A replaced certificate is revoked at once; an installation gives it an hour.
         story.run(f"printf '\\n[commands]\\ngrace_seconds = 0\\n' >> {SERVICE}/muster.toml")
-        story.passed(elsewhere, shown=0)
         story.run(f"openssl verify -CAfile {SERVICE}/ca/root.pem {SERVICE}/ca/issuing.pem")
-        story.say("(elsewhere/ is another installation: the false service of step 5)")
+        for running in beside:
+            story.passed(running, shown=0)
+        story.say("(ek-ca is a maker of software TPMs, gateway-1.img a firmware: both are needed in a moment)")
 
 
 def serve(scene: Scene) -> None:
@@ -35,22 +40,19 @@ def serve(scene: Scene) -> None:
         "broker, device, operator and public listeners run; all but signed objects needs authentication",
     ):
         story.background("serve", "muster serve")
-        making = [story.start("python -m lab ek-ca ek-ca"), story.start(f"python -m lab image {RELEASE_1} --version 1")]
-        for running in making:
-            story.passed(running, shown=0)
-        story.wait("the listeners answer", lambda: bool(scene.endpoints()))
-        for name, url in scene.endpoints().items():
-            story.show(f"{name:<9} {url}")
-        story.say("Meanwhile a maker of (software) TPMs delivers four, each with an EK (the TPM's own built-in key)")
-        story.say("and the maker's certificate for it; each goes into a gateway with firmware, two slots, an agent.")
-        urls = scene.endpoints()
-        common = f"--image {RELEASE_1} --ek-ca ek-ca --service {urls['device']} --public {urls['public']}"
+        story.say("Meanwhile the TPM maker delivers four TPMs, each with an EK (the TPM's own built-in key) and a")
+        story.say("certificate for it; each goes into a gateway with firmware, two slots, an anchor and the agent.")
+        device, public = (f"{scene.facts['host']}:{scene.facts[f'{name}_port']}" for name in ("device", "public"))
+        common = f"--image {RELEASE_1} --ek-ca ek-ca --service https://{device} --public http://{public}"
         making = [
             story.start(f"python -m lab create {name} --name {name} {common} --anchor {SERVICE}/anchor.json")
             for name in GATEWAYS
         ]
         for running in making:
             story.passed(running, shown=0)
+        story.wait("the listeners answer", lambda: bool(scene.endpoints()))
+        for name, url in scene.endpoints().items():
+            story.show(f"{name:<9} {url}")
 
 
 def register(scene: Scene) -> None:
@@ -110,12 +112,13 @@ def refuse(scene: Scene) -> None:
         "changed firmware, unknown TPM, wrong TPM and false service are refused, each with its reason",
     ):
         story.say(f"B: one byte of {B}'s kernel is changed on its disk. Nobody registered {STRANGER}.")
-        story.say(f"{REGISTERED_TWIN} meets a service that is not its anchor's.")
+        story.say(f"{REGISTERED_TWIN} was built for another fleet: this service is a false one to it.")
         story.run(
             f"python -m lab image changed.img --version 1 --flip kernel && cp changed.img {B}/slots/a/image.bin",
             shown=0,
         )
-        story.run(f"cp elsewhere/anchor.json {REGISTERED_TWIN}/agent/anchor.json", shown=0)
+        anchor = story.start(f"python -m lab anchor {REGISTERED_TWIN}/agent/anchor.json")
+        story.passed(anchor, shown=0)
         changed = story.start(f"python -m lab boot {B} --enroll")
         stranger = story.start(f"python -m lab boot {STRANGER} --enroll")
         false = story.start(f"python -m lab boot {REGISTERED_TWIN} --enroll")
@@ -146,5 +149,11 @@ def _write_csv(scene: Scene, name: str, devices: tuple[str, ...]) -> None:
 
 
 def _field(line: str, name: str) -> str:
-    found = re.search(rf"\b{name}=(\S+)", line)
-    return "" if found is None else found[1]
+    return _told(line, rf"\b{name}=(\S+)")
+
+
+def _told(text: str, pattern: str) -> str:
+    found = re.search(pattern, text)
+    if found is None:
+        raise StoryFailed(f"expected {pattern!r} in: {text[:200]}")
+    return found[1]

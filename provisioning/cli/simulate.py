@@ -7,6 +7,7 @@ import typer
 
 from provisioning.cli.failures import Failed
 from provisioning.cli.output import DataDir, Format, Output, directory_of, example
+from provisioning.config import DataDirectory
 
 DEVICES_MOST = 10_000
 
@@ -25,6 +26,8 @@ def simulate(devices: Devices = 3, up: Up = False, data_dir: DataDir = None, out
         lab = import_module("lab.simulate")
     except ModuleNotFoundError as missing:
         raise Failed(f"simulate: {missing.name} is not installed; run it in a clone: make up") from missing
-    status = lab.main(directory_of(data_dir), devices=devices, up=up, output=output.value)
+    # A fleet of its own lives in a folder of its own: beside the demo's, not around it.
+    directory = DataDirectory(directory_of(None).root / "up") if up and data_dir is None else directory_of(data_dir)
+    status = lab.main(directory, devices=devices, up=up, output=output.value)
     if status:
         raise typer.Exit(status)
