@@ -270,8 +270,8 @@ def _offline_keys(directory: DataDirectory, config: Config) -> Findings:
         yield Finding(
             "offline keys", WARN, says, f"in production move them off this machine: {directory.secrets}/*.pin"
         )
-    else:
-        yield Finding("offline keys", OK, "the PINs of root and trust keys are not here")
+        return
+    yield Finding("offline keys", OK, "the PINs of root and trust keys are not here")
 
 
 def _spki(key: object) -> bytes:
@@ -333,7 +333,10 @@ def _trust(directory: DataDirectory, now: datetime) -> Findings:
     except MalformedMessage as error:
         yield Finding("trust", FAIL, f"{directory.anchor}: {error}", "restore it from a backup")
         return
-    yield _repository("trust", directory.trust, anchor.trust_root, now, "start the service, or: muster trust publish")
+    found = _repository("trust", directory.trust, anchor.trust_root, now, "start the service, or: muster trust publish")
+    yield found
+    if found.status == FAIL:
+        return
     version = published_bundle(directory.trust).version
     yield Finding("trust", OK, f"bundle {version}, verified from {directory.anchor.name} as a device does")
 
@@ -341,8 +344,7 @@ def _trust(directory: DataDirectory, now: datetime) -> Findings:
 def _image(directory: DataDirectory, now: datetime) -> Findings:
     root = published_bundle(directory.trust).image_root
     if root is None:
-        says = "none is trusted yet: no device takes an update"
-        yield Finding("image repository", OK, says)
+        yield Finding("image repository", OK, "none is trusted yet: no device takes an update")
     elif not (directory.image / "metadata").is_dir():
         yield Finding("image repository", WARN, "trusted, and nothing was published yet", "muster ota publish")
     else:
