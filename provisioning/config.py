@@ -40,8 +40,6 @@ class Hsm:
     module: str = ""
     token: str = "muster"  # noqa: S105  a label
     root_token: str = "root"  # noqa: S105  a label
-    pin_directory: str = "secrets"
-    softhsm_configuration: str = "tokens/softhsm2.conf"
     locking: Annotated[str, Cap(8)] = "os"
     sessions: int = 4
     deadline_seconds: int = 5
@@ -77,7 +75,6 @@ class Limits:
     enrollments_per_second: int = 2000
     in_flight_enrollments: int = 512
     challenge_seconds: int = 300
-    open_challenges: int = 100_000
     unknown_refusals: int = 10_000
     """Refusals of strangers that are kept for `explain`; older ones are dropped."""
 

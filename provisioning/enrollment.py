@@ -17,8 +17,7 @@ from provisioning.attestation.evidence import (
 from provisioning.attesting import Refused, Taken
 from provisioning.db import commands, devices, enrollments
 from provisioning.db.devices import Record
-from provisioning.issuance.profile import Ldevid
-from provisioning.issuing import IssuedCertificate, Order, certificate_of, issue, renew_after
+from provisioning.issuing import IssuedCertificate, certificate_of, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
 from provisioning.refusals import (
     ChallengeUnknown,
@@ -127,8 +126,7 @@ async def _issue(
 ) -> Issued:
     device, now = taken.device, service.clock()
     attesting.verify_same_identity(device, taken, int(now.timestamp()))
-    wanted = Ldevid(device.id, device.serial, service.config.service_name, verified.csr.spki)
-    order = Order(wanted, device.id, service.config.lifetimes.ldevid_days, device.id, taken.challenge.enrollment_id)
+    order = ldevid_order(service, device, verified.csr.spki, taken.challenge.enrollment_id)
     entry = leaf(
         service, "attestation", now, device=device.id, flow="enroll", evidence=hashlib.sha256(evidence).digest()
     )

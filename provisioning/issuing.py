@@ -19,10 +19,10 @@ from sqlalchemy import Connection
 from provisioning.db import enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.check import check_tbs
-from provisioning.issuance.profile import Issuer, Ldevid, Wanted, build, issuer_of
+from provisioning.issuance.profile import SPKI_P256, Issuer, Ldevid, Wanted, build, issuer_of
 from provisioning.issuance.tbs import ToBeSigned, assemble, serial_of, serial_text
 from provisioning.journal import leaf
-from provisioning.refusals import DeviceKeyReused, ToBeSignedRefused
+from provisioning.refusals import AlgorithmRefused, DeviceKeyReused, ToBeSignedRefused
 from provisioning.service import Service
 from wire.binding import key_id
 
@@ -78,6 +78,14 @@ async def issue(service: Service, order: Order, recorded: Recorded) -> IssuedCer
     verify_signature(service.keys.public(ISSUING_KEY), reserved.tbs, signature)
     entry = leaf(service, "certificate", now, serial=reserved.serial, profile=reserved.profile, tbs=reserved.tbs)
     return await service.ledger.write(lambda tx: _record(tx, reserved, signature, entry, recorded))
+
+
+def ldevid_order(service: Service, device: Record, public_key: bytes, enrollment_id: str) -> Order:
+    """The certificate that a device gets: everything in it but the key is the record's. Raises: AlgorithmRefused."""
+    if not public_key.startswith(SPKI_P256):
+        raise AlgorithmRefused(expected="a device key on P-256", actual="another kind of key")
+    wanted = Ldevid(device.id, device.serial, service.config.service_name, public_key)
+    return Order(wanted, device.id, service.config.lifetimes.ldevid_days, device.id, enrollment_id)
 
 
 def certificate_of(row: Record) -> IssuedCertificate:

@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 from provisioning.attestation.endorsement import verify_endorsement
 from provisioning.attestation.evidence import verify_attestation_key
 from provisioning.attesting import challenge_message, challenge_row, policy_for, select_bank
-from provisioning.db import commands, devices, enrollments
+from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
+from provisioning.journal import leaf
 from provisioning.refusals import NotFound, Refusal
 from provisioning.service import Service
 from wire.binding import Flow, key_id
@@ -86,12 +87,14 @@ def put(tx: Connection, service: Service, order: Order) -> str:
 
 async def order(service: Service, name: str, kind: str, *, by: str) -> Record:
     """Order something of an active device; the device is returned. Raises: NotFound."""
+    entry = leaf(service, "order", service.clock(), device=name, command=kind, by=by)
 
     def write(tx: Connection) -> Record:
         device = devices.by_name(tx, name)
         if device is None or device.state != "active":
             raise NotFound(expected="an active device's id or serial", actual=name)
         put(tx, service, Order(kind, device.id, by))
+        leaves.add(tx, entry)
         return device
 
     return await service.ledger.write(write)

@@ -382,7 +382,7 @@ class EkTaken(Refusal):
 class RegistrationMalformed(Refusal):
     code, problem = "MUSTER-FAC-005", Problem.MALFORMED
     title = "A row of the registration is malformed"
-    cure = "serial and model: 1 to 63 characters of a-z 0-9 . _ -; ek_certificate: PEM path or base64 DER."
+    cure = "serial: 1 to 63 of A-Z a-z 0-9 . -; model: a-z 0-9 . -; ek_certificate: PEM path or base64 DER."
 
 
 # --- operators, devices over HTTPS and MQTT -----------------------------------------------------------------------
@@ -448,7 +448,7 @@ class MessageNotAuthentic(Refusal):
 
 class MessageOutOfOrder(Refusal):
     code, problem = "MUSTER-MSG-002", Problem.CONFLICT
-    title = "The MQTT message is of another session, replayed, or expired"
+    title = "The MQTT message is of another session, replayed, or late"
     cure = "Nothing: replayed messages have no effect."
 
 

@@ -18,9 +18,8 @@ from provisioning import attesting, outbox
 from provisioning.attestation.evidence import verify_activation, verify_evidence, verify_platform
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.issuance.profile import Ldevid
 from provisioning.issuance.tbs import assemble
-from provisioning.issuing import IssuedCertificate, Order, issue, renew_after
+from provisioning.issuing import IssuedCertificate, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
 from provisioning.refusals import MessageNotAuthentic, MessageOutOfOrder, Refusal, RequestMalformed
 from provisioning.service import Service
@@ -170,9 +169,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
         _same_ak(taken)
         now = service.clock()
         device = taken.device
-        wanted = Ldevid(device.id, device.serial, service.config.service_name, verified.csr.spki)
-        days = service.config.lifetimes.ldevid_days
-        order = Order(wanted, device.id, days, device.id, taken.challenge.enrollment_id)
+        order = ldevid_order(service, device, verified.csr.spki, taken.challenge.enrollment_id)
         digest = hashlib.sha256(received).digest()
         entry = leaf(service, "attestation", now, device=device.id, flow="rotate", evidence=digest)
 
@@ -196,19 +193,25 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
 
 
 async def _installed(service: Service, message: Installed, signer: Record) -> None:
-    """Step 5: the new key speaks, so the old certificates are superseded, and revoked after their grace period."""
-    if signer.serial != message.certificate_serial:
-        raise MessageNotAuthentic(expected="the key of the installed certificate", actual=signer.serial)
+    """Step 5: the new key speaks, so the older certificates are superseded, and revoked after their grace period.
+
+    Only the key of the certificate that this very rotation issued may say so. Said again, it has no effect.
+    """
+    command = await _command(service, message.in_reply_to, message.device, "rotate")
+    challenge = outbox.challenge_id(command)
+    issued = await service.store.read(lambda tx: enrollments.certificate_of_enrollment(tx, challenge))
+    if issued is None or not (issued.serial == signer.serial == message.certificate_serial):
+        raise MessageNotAuthentic(expected="the key of the certificate that this rotation issued", actual=signer.serial)
     now = service.clock()
     revoke_at = attesting.grace(service, now)
     entry = leaf(service, "rotation", now, device=message.device, serial=signer.serial)
 
     def write(tx: Connection) -> None:
-        waiting = commands.pending_of(tx, message.device, "rotated")
-        if waiting is None or not commands.finish(tx, waiting.message_id, state="done"):
+        if not commands.finish_answered(tx, message.in_reply_to):
             return
         enrollments.supersede(tx, message.device, but=signer.serial, revoke_at=revoke_at)
-        commands.finish_answered(tx, message.in_reply_to)
+        if waiting := commands.pending_of(tx, message.device, "rotated"):
+            commands.finish(tx, waiting.message_id, state="done")
         leaves.add(tx, entry)
 
     await service.ledger.write(write)

@@ -61,10 +61,10 @@ def finish(tx: Connection, message_id: str, *, state: str, result: str | None = 
     return tx.execute(update(command).where(*mine).values(state=state, result=result)).rowcount == 1
 
 
-def finish_answered(tx: Connection, message_id: str) -> None:
-    """The command whose answer was issued is done now."""
+def finish_answered(tx: Connection, message_id: str) -> bool:
+    """The command whose answer was issued is done now. False where it was done before."""
     answered = (command.c.message_id == message_id, command.c.state == "answered")
-    tx.execute(update(command).where(*answered).values(state="done"))
+    return tx.execute(update(command).where(*answered).values(state="done")).rowcount == 1
 
 
 def expire(tx: Connection, now: int) -> int:

@@ -18,7 +18,7 @@ from lab.swtpm import fresh_tpm
 from provisioning import enrollment, inventory, outbox, revoking, rotation
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
-from provisioning.db import commands, enrollments
+from provisioning.db import commands, enrollments, leaves
 from provisioning.refusals import MessageNotAuthentic, MessageOutOfOrder, NotFound, Refusal, RequestMalformed
 from tests.support.attestation import Device, answer, bound, policy_text, proof
 from tests.support.service import Clock, make_installation, registered, running_service
@@ -377,6 +377,35 @@ async def test_the_old_key_cannot_say_that_the_new_pair_is_installed(agent):
     with pytest.raises(MessageNotAuthentic):
         await agent.up(Installed(**agent.head(), in_reply_to=command.message_id, certificate_serial=serial(rotated)))
     assert await states(agent) == ["issued", "issued"]
+
+
+async def test_the_old_key_cannot_say_that_its_own_old_pair_is_the_new_one(agent):
+    await agent.up(agent.hello())
+    _, command, _ = await rotate(agent)
+    rows = await agent.service.store.read(lambda tx: enrollments.certificates_of(tx, agent.id))
+    installed = Installed(**agent.head(), in_reply_to=command.message_id, certificate_serial=rows[0].serial)
+    with pytest.raises(MessageNotAuthentic):
+        await agent.up(installed)
+    assert await states(agent) == ["issued", "issued"]
+
+
+async def test_a_late_installed_still_ends_the_old_certificate(agent, clock):
+    await agent.up(agent.hello())
+    new, command, rotated = await rotate(agent)
+    clock.now += timedelta(hours=3)
+    await outbox.expire(agent.service)
+    await agent.up(Installed(**agent.head(), in_reply_to=command.message_id, certificate_serial=serial(rotated)), new)
+    assert await states(agent) == ["superseded", "issued"]
+
+
+async def test_installed_said_twice_counts_once(agent, clock):
+    await agent.up(agent.hello())
+    new, command, rotated = await rotate(agent)
+    for _ in range(2):
+        installed = Installed(**agent.head(), in_reply_to=command.message_id, certificate_serial=serial(rotated))
+        await agent.up(installed, new)
+    entries = await agent.service.store.read(lambda tx: leaves.of_kind(tx, "rotation"))
+    assert len(entries) == 1
 
 
 async def test_a_revoked_key_is_not_heard(agent):
