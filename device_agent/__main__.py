@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from device_agent.device import Device
 
 OK, REFUSED, USAGE, UNREACHABLE, REBOOT = 0, 1, 2, 3, 75
-ENROLL_ATTEMPTS = 5
+ENROLL_ATTEMPTS = 3
 
 _DESCRIPTION = "The agent of a Muster device: attests its TPM, keeps its certificate fresh, updates its software."
 _EPILOG = """\

@@ -1,4 +1,4 @@
-"""Examines everything that the agent needs, and says how to mend what it finds. Changes nothing."""
+"""Examines everything that the agent needs, and says how to mend what it finds. It keeps only newer trust."""
 
 import stat
 from collections.abc import Callable, Iterator
