@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -20,6 +22,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"muster {version('muster')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _muster(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Options of no command in particular."""
+
+
 for module in (owner, audit, factory, devices, policy, explain, trust, ota, simulate, demo):
     module.add_to(app)
 

@@ -45,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Examine packages, HSM, TLS, broker, clock, database, expiry, permissions; say how to mend what is wrong."""
+    """Examine an installation. Packages, HSM, TLS, broker, clock, database, expiry, permissions; and how to mend them."""
     from provisioning.app.doctor import FAIL, examine
 
     findings = examine(directory_of(data_dir))
@@ -58,7 +58,7 @@ def doctor(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
 
 
 def fsck(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Check every invariant of the database: certificates, log, CRL, attestations, devices."""
+    """Check the database's promises. Certificates, log, CRL, attestations, devices; nothing is changed."""
     from provisioning.app.audit import log_keys
     from provisioning.app.compose import clock, load_authority
     from provisioning.app.fsck import check_installation

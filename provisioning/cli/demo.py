@@ -14,7 +14,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def demo(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Show everything once: register, attest, enroll, rotate, update, and the attacks that fail."""
+    """Show everything once. Register, attest, enroll, rotate, update, and the attacks that fail."""
     try:
         lab = import_module("lab.demo")
     except ModuleNotFoundError as missing:

@@ -42,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def explain(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Explain a refusal: which check, expected and actual, what would make it pass."""
+    """Explain a refusal. Which check, expected and actual, what would make it pass."""
     path = f"/api/v1/explain/{segment(name, 'refusal id, device id or serial')}"
     found = operator(directory_of(data_dir)).get(path)
     if output is Format.JSON:

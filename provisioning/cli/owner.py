@@ -55,7 +55,7 @@ def init(
     migrate: Migrate = False,
     renew_tls: RenewTls = False,
 ) -> None:
-    """Make a data directory: tokens, CA, trust repository, database, the owner's token."""
+    """Make a data directory. Tokens, CA, trust repository, database, the owner's token."""
     directory = directory_of(data_dir)
     if migrate or renew_tls:
         _mend(directory, migrate=migrate, renew_tls=renew_tls)
@@ -88,7 +88,7 @@ def init(
 
 
 def serve(data_dir: DataDir = None) -> None:
-    """Run the service until Ctrl-C: broker, device, operator and public listeners."""
+    """Run the service until Ctrl-C. Broker, device, operator and public listeners."""
     from provisioning.app.logging import configure_logging
     from provisioning.app.supervisor import supervise
 

@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def simulate(devices: Devices = 3, up: Up = False, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Run virtual devices: software TPMs, measured boot, the real agent."""
+    """Run virtual devices. Software TPMs, measured boot, the real agent."""
     try:
         lab = import_module("lab.simulate")
     except ModuleNotFoundError as missing:

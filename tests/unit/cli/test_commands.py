@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -100,3 +101,19 @@ def test_clients_import_neither_database_nor_hsm():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_version_is_the_packages(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"muster {version('muster')}\n"
+
+
+def test_a_defect_is_one_line_and_never_a_traceback(monkeypatch, capsys, tmp_path):
+    def broken(*_):
+        raise RuntimeError("\x1b[31mbroken")
+
+    monkeypatch.setattr("provisioning.cli.devices.operator", broken)
+    assert cli.main(["devices", "list", "--data-dir", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("muster: defect: RuntimeError: \\x1b[31mbroken (")
+    assert len(err.splitlines()) == 1

@@ -1,9 +1,12 @@
 """Predicted PCR values, the policy that accepts them, and what a release says of its image."""
 
+import json
+
 import pytest
 
 from lab.firmware import make_image
 from ota.firmware import build_image, measure
+from provisioning import cli
 from provisioning.attestation.policy import parse_policy
 from provisioning.cli import measuring, ota
 from provisioning.cli.failures import Failed, Mistaken
@@ -86,3 +89,41 @@ def test_an_image_that_says_nothing_needs_all_three(tmp_path):
     assert ota._named(tmp_path / "fw.img", None, "3", "pump", 7) == ("3", "pump", 7)
     with pytest.raises(Mistaken, match="give --version, --hardware and --counter"):
         ota._named(tmp_path / "fw.img", None, "3", "pump", None)
+
+
+@pytest.fixture
+def image(tmp_path):
+    (tmp_path / "fw.img").write_bytes(build_image(IMAGE))
+    return tmp_path / "fw.img"
+
+
+def test_the_command_prints_a_table_json_or_a_policy(image, tmp_path, capsys):
+    assert cli.main(["ota", "measure", str(image), "--pcrs", "8"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["PCR  sha256", f"8    {BOOT.pcrs[8].hex()}"]
+    assert cli.main(["ota", "measure", str(image), "-o", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["pcrs"]["9"] == BOOT.pcrs[9].hex()
+    assert len(answer["events"]) == len(BOOT.events)
+    (tmp_path / "root.pem").write_text("Ours:\n" + pem(root().der))
+    command = [
+        "ota",
+        "measure",
+        str(image),
+        "--policy-toml",
+        "--model",
+        "gateway",
+        "--ek-root",
+        str(tmp_path / "root.pem"),
+    ]
+    assert cli.main([*command, "--manufacturer", "id:00001014", "--manufacturer", "id:494E5443"]) == 0
+    policy = parse_policy(capsys.readouterr().out)
+    assert policy.ek_roots[0].manufacturers == {"id:00001014", "id:494E5443"}
+    assert not policy.software_tpm
+    assert cli.main(command) == 2
+    assert "--policy-toml needs --model, --ek-root and --manufacturer" in capsys.readouterr().err
+
+
+def test_a_root_that_is_no_pem_is_named(image, capsys):
+    command = ["ota", "measure", str(image), "--policy-toml", "--model", "x", "--manufacturer", "id:00001014"]
+    assert cli.main([*command, "--ek-root", str(image)]) == 1
+    assert "fw.img: holds no PEM certificate" in capsys.readouterr().err
