@@ -171,12 +171,16 @@ class CrlDuty:
 
     async def run(self) -> None:
         """One round."""
+        first = self._published is None
         await revoking.end_grace(self._service)
         signed = await revoking.sign_due_crl(self._service)
         await self._publish()
-        if signed is not None and signed[1]:
+        thrown_off = set(() if signed is None else signed[1])
+        if first:  # a crash may have come between a CRL and the end of the sessions that it lists
+            thrown_off |= await self._service.store.read(lambda tx: still_live(tx, self._service.clock()))
+        if thrown_off:
             # Beside the duty: the next revocation does not wait for these sessions to end.
-            task = asyncio.create_task(self._end_sessions(signed[1]))
+            task = asyncio.create_task(self._end_sessions(sorted(thrown_off)))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
@@ -202,6 +206,18 @@ class CrlDuty:
 def _replace(path: Path, content: bytes) -> None:
     if not path.is_file() or path.read_bytes() != content:
         replace_file(path, content)
+
+
+def still_live(tx: Connection, now: datetime) -> set[str]:
+    """Devices whose last session was opened with a certificate that is revoked."""
+    found = set()
+    for row in enrollments.revoked(tx, int(now.timestamp())):
+        certificate = enrollments.certificate_by_serial(tx, row.serial)
+        device = None if certificate is None else certificate.device_id
+        session = None if device is None else commands.session_of(tx, device)
+        if session is not None and session.certificate_serial == row.serial:
+            found.add(session.device_id)
+    return found
 
 
 async def sequence(service: Service) -> None:

@@ -147,7 +147,7 @@ class Broker:
             pwd.getpwuid(os.geteuid()).pw_name,
         )
         self._child: subprocess.Popen[bytes] | None = None
-        self._crl_seen: tuple[int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it; not ready yet: `wait_ready`. Raises: ConfigurationRefused, OSError."""
@@ -177,12 +177,12 @@ class Broker:
         raise ConfigurationRefused(msg)
 
     def reload_if_changed(self) -> bool:
-        """Have it read the CRL again where that is another one. Sessions that are open stay open."""
-        state = self._crl_state()
-        if self._child is None or state == self._crl_seen:
+        """Have it read CRL and certificate again where one is another. Sessions that are open stay open."""
+        state = self._state()
+        if self._child is None or state == self._seen:
             return False
         self._write_crl()
-        self._crl_seen = state
+        self._seen = state
         self._child.send_signal(SIGHUP)
         return True
 
@@ -196,9 +196,9 @@ class Broker:
         if self._child is not None:
             kill_child(self._child)
 
-    def _crl_state(self) -> tuple[int, int]:
-        status = crl_file(self._directory).stat()
-        return status.st_ino, status.st_mtime_ns
+    def _state(self) -> tuple[int, ...]:
+        files = (crl_file(self._directory), self._plan.certificate)  # the key is replaced before its certificate
+        return tuple(number for status in map(Path.stat, files) for number in (status.st_ino, status.st_mtime_ns))
 
     def _write_crl(self) -> None:
         replace(self._plan.directory / "crl.pem", crl_pem(crl_file(self._directory).read_bytes()))
@@ -213,12 +213,12 @@ class Broker:
                 msg = f"{needed}: is missing; make a data directory: muster init"
                 raise ConfigurationRefused(msg)
         replace(own / "authorities.pem", (ca / "issuing.pem").read_bytes() + (ca / "root.pem").read_bytes())
-        state = self._crl_state()
+        state = self._state()
         self._write_crl()
         replace(own / "device.acl", DEVICE_ACL.encode())
         replace(own / "service.acl", SERVICE_ACL.encode())
         replace(own / "mosquitto.conf", configuration(self._plan).encode())
-        self._crl_seen = state
+        self._seen = state
 
 
 def _answers(host: str, port: int) -> bool:

@@ -3,11 +3,13 @@
 import asyncio
 import queue
 import socket
+import ssl
 import subprocess
 
 import pytest
 
 from provisioning.app.broker import Broker, broker_socket
+from provisioning.app.installation import renew_service_certificate
 from provisioning.config import ConfigurationRefused, load_config
 from provisioning.messaging import SERVICE_USER, end_session
 from provisioning.revoking import sign_due_crl
@@ -279,6 +281,13 @@ def test_a_broker_that_dies_is_started_again_with_the_newest_crl(directory, serv
         broker.start()
         broker.wait_ready()
         assert not _connects(identity, directory, port)
+
+
+def test_a_renewed_certificate_is_served_without_a_restart(broker, directory, service, port):
+    before = ssl.get_server_certificate(("127.0.0.1", port))
+    asyncio.run(renew_service_certificate(service))
+    assert broker.reload_if_changed()
+    eventually(lambda: ssl.get_server_certificate(("127.0.0.1", port)) != before)
 
 
 def test_a_broker_that_cannot_start_says_why(directory):

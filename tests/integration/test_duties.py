@@ -16,6 +16,7 @@ from provisioning.config import DataDirectory
 from provisioning.db import commands, leaves
 from provisioning.duties import Duty
 from provisioning.refusals import SigningUnavailable
+from provisioning.revoking import sign_due_crl
 from provisioning.transparency import root_of_leaves, verify_checkpoint
 from tests.support import fleet
 from tests.support.service import Clock, make_installation, running_service
@@ -185,10 +186,10 @@ async def test_nothing_is_sent_and_no_try_is_counted_without_a_broker(service, t
     assert [topic for topic, _ in on.published] == ["muster/v1/d-1/down"]
 
 
-async def _session(service, device):
+async def _session(service, device, serial="1"):
     now = int(service.clock().timestamp())
     values = {"session": "s", "session_number": 1, "up_sequence": 1, "down_sequence": 0, "trust_version": 1}
-    values |= {"certificate_serial": "1", "at": now}
+    values |= {"certificate_serial": serial, "at": now}
     await service.ledger.write(lambda tx: commands.put_session(tx, device, values))
 
 
@@ -226,6 +227,20 @@ async def test_a_crl_that_a_crash_left_unpublished_is_published(service, directo
     (directory.ca / "issuing.crl").write_bytes(before)
     await duties.CrlDuty(service, Wire()).run()
     assert listed(directory) == {member.serial}
+
+
+async def test_a_session_that_a_crash_left_open_is_ended(service, prompt, tmp_path):
+    revoked, honest = await fleet.device(service, tmp_path, "d-1"), await fleet.device(service, tmp_path, "d-2")
+    await _session(service, "d-1", revoked.serial)
+    await _session(service, "d-2", honest.serial)
+    await fleet.set_state(service, revoked, "revoked")
+    assert await sign_due_crl(service) is not None
+    wire = Wire()
+    duty = duties.CrlDuty(service, wire)
+    await duty.run()
+    await until(lambda: len(wire.ended) == 2)
+    await duty.run()
+    assert wire.ended == ["d-1", "d-1"]
 
 
 async def test_a_crl_is_not_signed_again_without_need(service, directory):
