@@ -45,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Examine an installation. Packages, HSM, TLS, broker, clock, database, expiry, permissions; and how to mend them."""
+    """Examine an installation. Packages, HSM, TLS, broker, clock, database, expiry, permissions, with cures."""
     from provisioning.app.doctor import FAIL, examine
 
     findings = examine(directory_of(data_dir))
