@@ -5,13 +5,11 @@ TPM maker live in the data directory, under `simulated/`, and are the same again
 """
 
 import json
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from lab.story import Background, Story, StoryFailed, console_for, project_environment
+from lab.story import Background, Story, StoryFailed, StoryStopped, console_for, project_environment
 from provisioning.config import DataDirectory
 
 FOLDER = "simulated"
@@ -23,10 +21,6 @@ AT_ONCE = 4
 """Devices that are made, or start, at the same time."""
 START_SECONDS = 60.0
 INTERRUPTED = 130
-
-
-class _Stopped(Exception):
-    """SIGTERM came."""
 
 
 @dataclass(slots=True)
@@ -53,7 +47,6 @@ class Fleet:
 
 def main(directory: DataDirectory, *, devices: int = 3, up: bool = False, output: str = "table") -> int:
     """Run the fleet. Exit status: 0 Ctrl-C when it was up, 130 before that, 1 something failed, 3 no service runs."""
-    signal.signal(signal.SIGTERM, _stop)
     root = directory.root
     with Story(root, project_environment(MUSTER_DATA_DIR=str(root)), console_for(output)) as story:
         fleet = Fleet(story, directory, {})
@@ -69,7 +62,7 @@ def main(directory: DataDirectory, *, devices: int = 3, up: bool = False, output
         except (StoryFailed, OSError) as failed:
             print(f"muster simulate: {failed}", file=sys.stderr)
             return 1
-        except (KeyboardInterrupt, _Stopped):
+        except StoryStopped:
             return INTERRUPTED
         return _stay(fleet, output)
 
@@ -158,14 +151,10 @@ def _stay(fleet: Fleet, output: str) -> int:
     except StoryFailed as failed:
         print(f"muster simulate: {failed}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, _Stopped):
+    except StoryStopped:
         pass
     return 0
 
 
 def _batches(names: list[str]) -> list[list[str]]:
     return [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise _Stopped

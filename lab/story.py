@@ -7,6 +7,7 @@ story. Children end with this process, even by SIGKILL; those in the background 
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO, Self
 
 from rich.console import Console
@@ -34,6 +35,10 @@ PLAIN_COLUMNS = 500
 
 class StoryFailed(Exception):
     """Something that should have passed did not, or something was not refused as it should have been."""
+
+
+class StoryStopped(Exception):
+    """SIGINT or SIGTERM came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +108,14 @@ class Story:
     environment: Mapping[str, str]
     console: Console
     steps: list[Step] = field(default_factory=list)
+    _stopping: bool = False
     _open: list[Running] = field(default_factory=list)
     _background: list[Background] = field(default_factory=list)
 
     def __enter__(self) -> Self:
+        # Noted, and raised where the story waits: raised by the handler it would be lost in a finalizer.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
         return self
 
     def __exit__(
@@ -120,6 +129,15 @@ class Story:
                 background.child.terminate()
         for background in reversed(self._background):
             stop_child(background.child, STOP_SECONDS)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _pause(self, seconds: float) -> None:
+        """Let time pass. Raises: StoryStopped."""
+        if self._stopping:
+            raise StoryStopped
+        time.sleep(seconds)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -168,6 +186,7 @@ class Story:
 
     def start(self, command: str) -> Running:
         """Start a command and go on; `finish` waits for it."""
+        self._pause(0)
         self.echo(command)
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed by `done`
         child = start_child(_argv(command), env=self.environment, cwd=self.directory, stdout=out, stderr=err)
@@ -180,7 +199,7 @@ class Story:
         end = time.monotonic() + COMMAND_SECONDS
         with self._live(running.command):
             while running.child.poll() is None and time.monotonic() < end:
-                time.sleep(POLL_SECONDS)
+                self._pause(POLL_SECONDS)
         if running.child.poll() is None:
             kill_child(running.child)
         self._open.remove(running)
@@ -242,7 +261,7 @@ class Story:
                     for background in self._background:
                         self._log_of(background)
                     raise StoryFailed(f"not within {seconds:.0f} s: {what}")
-                time.sleep(POLL_SECONDS)
+                self._pause(POLL_SECONDS)
 
     def idle(self) -> None:
         """Stay until interrupted. Raises: StoryFailed (a background program ended)."""
@@ -251,7 +270,7 @@ class Story:
                 if background.child.poll() is not None:
                     self._log_of(background)
                     raise StoryFailed(f"{background.name} ended")
-            time.sleep(IDLE_SECONDS)
+            self._pause(IDLE_SECONDS)
 
     def _log_of(self, background: Background) -> None:
         self.console.print(f"   [red]the end of {escape(background.log.name)}:[/]")

@@ -6,18 +6,16 @@ It runs commands as children, and nothing else: whatever it shows can be typed.
 import json
 import platform
 import shlex
-import signal
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
 from rich.table import Table
 
 from lab.demo import identity, operate, outsiders
 from lab.demo.scene import EXPORT, SERVICE, A, DemoRefused, Scene, empty_folder
-from lab.story import Story, StoryFailed, console_for, project_environment
+from lab.story import Story, StoryFailed, StoryStopped, console_for, project_environment
 
 STEPS = (
     identity.initialize,
@@ -34,10 +32,6 @@ STEPS = (
 INTERRUPTED = 130
 
 
-class _Stopped(Exception):
-    """SIGTERM came."""
-
-
 def main(root: Path, *, output: str = "table") -> int:
     """Tell the story in this folder. Exit status: 0 all passed or was refused as it should, 1 not, 130 Ctrl-C."""
     try:
@@ -45,7 +39,6 @@ def main(root: Path, *, output: str = "table") -> int:
     except (DemoRefused, OSError) as refused:
         print(f"muster demo: {refused}", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, _stop)
     environment = project_environment(MUSTER_DATA_DIR=SERVICE)
     with Story(root, environment, console_for(output)) as story:
         scene = Scene(root, story)
@@ -73,7 +66,7 @@ def _tell(scene: Scene) -> str:
     except (StoryFailed, OSError) as failed:
         console.print(f"\n[bold red]The demo failed:[/] {failed}", markup=True)
         return str(failed)
-    except (KeyboardInterrupt, _Stopped):
+    except StoryStopped:
         console.print("\nStopped.")
         return "interrupted"
     return ""
@@ -102,7 +95,3 @@ def _close(scene: Scene, seconds: float, failure: str) -> None:
     if not failure:
         outsiders.farewell(scene)
     story.console.print(f"\n{'Done' if not failure else 'Ended'} in {seconds:.1f} s.")
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise _Stopped
