@@ -19,7 +19,6 @@ from provisioning.db.devices import Record
 from provisioning.journal import leaf
 from provisioning.refusals import (
     ApprovalRequired,
-    BankRefused,
     BootLogMissing,
     ChallengeExpired,
     ChallengeTaken,
@@ -73,14 +72,6 @@ def policy_for(row: Record | None, model: str) -> InForce:
     if row is None:
         raise NoPolicyForModel(expected=f"a policy for model {model}", actual="none")
     return InForce(row.id, parse_policy(row.text))
-
-
-def select_bank(policy: Policy, offered: tuple[str, ...]) -> PcrSelection:
-    """Check 1: the server chooses the bank, in the policy's order. Raises: BankRefused."""
-    for bank in policy.banks:
-        if bank in offered:
-            return PcrSelection(bank, tuple(sorted(policy.pcrs.get(bank, {}))))
-    raise BankRefused(expected=", ".join(policy.banks), actual=", ".join(offered))
 
 
 def challenge_row(

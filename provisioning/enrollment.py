@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from provisioning import attesting
+from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public, verify_endorsement
 from provisioning.attestation.evidence import (
     VerifiedEvidence,
@@ -54,7 +55,7 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
         registered = device.ek_id if device.ek_trust == "key" else None
         ek = verify_endorsement(request, policy.rules, service.clock(), registered)
         ak = verify_attestation_key(request.ak_public)
-        selection = attesting.select_bank(policy.rules, request.pcr_banks)
+        selection = select_pcrs(policy.rules, request.pcr_banks)
         row = attesting.challenge_row(service, "enroll", device, ak, selection, policy)
         intermediates = json.dumps([b64url(der) for der in request.ek_intermediates])
         challenge = attesting.challenge_message(service, row, ek)

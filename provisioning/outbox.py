@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
+from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.endorsement import verify_endorsement
 from provisioning.attestation.evidence import verify_attestation_key
-from provisioning.attesting import challenge_message, challenge_row, policy_for, select_bank
+from provisioning.attesting import challenge_message, challenge_row, policy_for
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
@@ -200,7 +201,7 @@ async def _challenge(service: Service, flow: Flow, device_id: str, now: datetime
     )
     ek = verify_endorsement(request, policy.rules, now, device.ek_id if device.ek_trust == "key" else None)
     ak = verify_attestation_key(device.ak_public)
-    row = challenge_row(service, flow, device, ak, select_bank(policy.rules, policy.rules.banks), policy)
+    row = challenge_row(service, flow, device, ak, select_pcrs(policy.rules, policy.rules.banks), policy)
     return challenge_message(service, row, ek), row
 
 

@@ -8,6 +8,8 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from provisioning.attestation.algorithms import DIGEST_BYTES, HASH_NAMES, MAX_PCR
 from provisioning.attestation.eventtext import EV_NO_ACTION, describe
@@ -30,6 +32,10 @@ _DYNAMIC_PCRS = range(17, 23)
 """PCRs 17 to 22 start with all bits set (PFP 1.05, 4.6.2)."""
 
 
+LOGS_KEPT = 16
+"""Parsed logs that are kept: devices of one model boot alike, and send the same bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One measurement. `digests` by bank name; `number` counts from 0 in the log."""
@@ -46,15 +52,16 @@ class Event:
         return describe(self.event_type, self.data, self.digests)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EventLog:
-    """A parsed log. Nothing in it is true until it replays to quoted PCRs."""
+    """A parsed log. Nothing in it is true until it replays to quoted PCRs. Compared by identity: see `replay`."""
 
     banks: tuple[str, ...]
     locality: int
     events: tuple[Event, ...]
 
 
+@lru_cache(maxsize=LOGS_KEPT)
 def parse_event_log(data: bytes) -> EventLog:
     """A whole log, crypto-agile or SHA-1, with nothing behind its last event. Raises: BootLogMalformed."""
     if len(data) > BOOT_LOG_MOST:
@@ -72,7 +79,8 @@ def parse_event_log(data: bytes) -> EventLog:
     return EventLog(banks, _locality(events), tuple(events[1:] if agile else events))
 
 
-def replay(log: EventLog, bank: str) -> dict[int, bytes]:
+@lru_cache(maxsize=LOGS_KEPT)
+def replay(log: EventLog, bank: str) -> Mapping[int, bytes]:
     """The PCR values that the log's extends give in this bank, for every PCR (PFP 1.05, 10.2.5; Part 1, 17.2)."""
     size = hashlib.new(bank).digest_size
     pcrs = {pcr: (b"\xff" if pcr in _DYNAMIC_PCRS else b"\0") * size for pcr in range(MAX_PCR + 1)}
@@ -80,7 +88,7 @@ def replay(log: EventLog, bank: str) -> dict[int, bytes]:
     for event in log.events:
         if event.event_type != EV_NO_ACTION:
             pcrs[event.pcr] = hashlib.new(bank, pcrs[event.pcr] + event.digests[bank]).digest()
-    return pcrs
+    return MappingProxyType(pcrs)
 
 
 def verify_replay(log: EventLog, bank: str, quoted: Mapping[int, bytes]) -> None:
