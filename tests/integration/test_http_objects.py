@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from provisioning.app.installation import renew_service_certificate
+from provisioning.app.tls import server_context
 from tests.support.listeners import service_with_operators, serving
 from tests.support.service import make_installation
 from wire.codec import decode
@@ -153,6 +154,13 @@ def s_client(port, *options):
 @pytest.mark.parametrize("listener", ["device", "operator"])
 async def test_only_modern_tls_is_spoken(client, listener, options, accepted):
     assert await asyncio.to_thread(s_client, getattr(client.ports, listener), *options) is accepted
+
+
+def test_the_oldest_version_is_said_and_does_not_follow_from_the_ciphers(directory):
+    context = server_context(directory.tls / "service.pem", directory.tls / "service.key")
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.options & ssl.OP_NO_COMPRESSION
 
 
 async def test_no_session_is_resumed_by_ticket(client):
