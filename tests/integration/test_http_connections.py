@@ -1,6 +1,7 @@
 """What a slow or hostile peer can do to a connection: nothing for long, and nothing to others."""
 
 import asyncio
+import errno
 import json
 import random
 import socket
@@ -9,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from provisioning.access.rates import Rate
+from provisioning.http.device import InFlight
 from provisioning.http.exchange import Route
 from provisioning.refusals import Busy
 from tests.support.http import answer, connect, exchange, limits, listening, post, until_closed
@@ -182,6 +184,31 @@ async def test_a_connection_at_work_is_not_dropped_for_a_new_one():
         assert await exchange(listener.port, GET) == b""
         release.set()
         assert [(await answer(reader))[2] for reader, _ in workers] == [b"done", b"done"]
+
+
+async def test_more_work_than_fits_is_asked_to_come_back():
+    most = InFlight(1)
+    with most, pytest.raises(Busy), most:
+        pytest.fail("two at once")
+    with most:
+        pass
+
+
+async def test_without_descriptors_it_waits_and_goes_on(monkeypatch):
+    monkeypatch.setattr("provisioning.http.listener._PAUSE_SECONDS", 0.01)
+    loop = asyncio.get_running_loop()
+    accept, failures = loop.sock_accept, iter([errno.EMFILE, errno.ECONNABORTED, errno.ENOMEM])
+
+    async def failing(bound):
+        if (number := next(failures, None)) is not None:
+            raise OSError(number, "as accept(2) says")
+        return await accept(bound)
+
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    async with listening(*ROUTES) as listener:
+        reader, writer = await connect(listener.port)
+        writer.write(GET)
+        assert (await answer(reader))[0] == 200
 
 
 # --- hostile bytes ------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from provisioning.access import GRANTS, Operator, Role, may
+from provisioning.access.rates import Rate, RateTable
 from provisioning.http import device, operator, public
 from provisioning.http.exchange import Dispatcher, Route
-from provisioning.access.rates import Rate, RateTable
 from provisioning.refusals import MethodNotAllowed, NotFound
 
 EVERY_ROUTE = [*device.routes(device.InFlight(1)), *operator.routes(), *public.routes()]
