@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,8 +30,8 @@ from provisioning.refusals import (
 )
 from provisioning.service import Service
 from wire.binding import Flow
-from wire.codec import b64url
-from wire.messages import Challenge, PcrSelection
+from wire.codec import b64url, encode
+from wire.messages import Challenge, Evidence, PcrSelection, PlatformEvidence
 from wire.problems import Problem
 
 TRANSIENT = (Problem.UNAVAILABLE,)
@@ -67,11 +67,21 @@ class InForce:
     rules: Policy
 
 
-def policy_for(row: Record | None, model: str) -> InForce:
+def policy_for(tx: Connection, service: Service, model: str) -> InForce:
     """Check 20: the policy in force. Raises: NoPolicyForModel."""
-    if row is None:
+    policy_id = devices.newest_policy_id(tx, model)
+    rules = None if policy_id is None else policy_of(tx, service, policy_id)
+    if policy_id is None or rules is None:
         raise NoPolicyForModel(expected=f"a policy for model {model}", actual="none")
-    return InForce(row.id, parse_policy(row.text))
+    return InForce(policy_id, rules)
+
+
+def policy_of(tx: Connection, service: Service, policy_id: int) -> Policy | None:
+    """The policy of that row, parsed once: a row never changes."""
+    if (known := service.policies.get(policy_id)) is not None:
+        return known
+    row = devices.policy_by_id(tx, policy_id)
+    return None if row is None else service.policies.setdefault(policy_id, parse_policy(row.text))
 
 
 def challenge_row(
@@ -136,12 +146,12 @@ async def take(
     """
     at = int(arrived.timestamp())
     return await service.ledger.write(
-        lambda tx: _take(tx, service.config.service_name, flow, enrollment_id, evidence_sha256, at, device_id)
+        lambda tx: _take(tx, service, flow, enrollment_id, evidence_sha256, at, device_id)
     )
 
 
 def _take(
-    tx: Connection, audience: str, flow: Flow, enrollment_id: str, evidence: bytes, at: int, device_id: str | None
+    tx: Connection, service: Service, flow: Flow, enrollment_id: str, evidence: bytes, at: int, device_id: str | None
 ) -> Taken:
     row = enrollments.get(tx, enrollment_id)
     if row is None or row.flow != flow or device_id not in (None, row.device_id):
@@ -156,15 +166,14 @@ def _take(
     elif row.state == "refused":
         raise _refused_before(tx, row.refusal_id)
     device = devices.by_id(tx, row.device_id)
-    policy = devices.policy_by_id(tx, row.policy_id)
-    if device is None or policy is None or (row.secret is None and row.answer is None):
+    rules = policy_of(tx, service, row.policy_id)
+    if device is None or rules is None or (row.secret is None and row.answer is None):
         raise ChallengeUnknown(expected="an open challenge", actual="one whose device or policy is gone")
-    rules = parse_policy(policy.text)
     approved = device.approved_until is not None and at <= device.approved_until
     challenge = OpenChallenge(
         flow=flow,
         enrollment_id=row.id,
-        audience=audience,
+        audience=service.config.service_name,
         nonce=row.nonce,
         secret=row.secret or b"",
         ak_public=row.ak_public,
@@ -174,7 +183,7 @@ def _take(
     )
     previous = None if approved or row.ak_name != device.ak_name else tpm_state_of(device)
     values = release_values(devices.releases_of(tx, device.id), rules) if rules.release_pcrs else {}
-    return Taken(challenge, row.ak_name, device, rules, policy.id, previous, approved, values, row.answer)
+    return Taken(challenge, row.ak_name, device, rules, row.policy_id, previous, approved, values, row.answer)
 
 
 def tpm_state_of(device: Record) -> TpmState | None:
@@ -219,9 +228,15 @@ def verify_same_identity(device: Record | None, taken: Taken, at: int) -> None:
         raise ApprovalRequired(expected=f"the AK {device.ak_name.hex()}", actual=f"the AK {taken.ak_name.hex()}")
 
 
+def stored_form(evidence: Evidence | PlatformEvidence, boot_log: bytes | None) -> bytes:
+    """Evidence as it is kept: its boot log is kept once, by its hash."""
+    digest = None if boot_log is None else hashlib.sha256(boot_log).digest()
+    return encode(replace(evidence, boot_log=None, boot_log_sha256=digest))
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Evidence that passed, with what it proved and the answer that it gets."""
+    """Evidence that passed (`stored_form`), with what it proved and the answer that it gets."""
 
     evidence: bytes
     boot_log: bytes | None

@@ -45,9 +45,8 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
     try:
         ek_id = _ek_id(request)
         found = await service.store.read(lambda tx: _look_up(tx, service, request, ek_id))
-        device, policy_row, passed_today = found
+        device, policy, passed_today = found
         known = device
-        policy = attesting.policy_for(policy_row, device.model)
         if passed_today >= policy.rules.enrollments_per_day:
             raise EnrollmentQuotaSpent(
                 expected=f"at most {policy.rules.enrollments_per_day} a day", actual=passed_today
@@ -74,10 +73,16 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
 
 
 async def complete_enrollment(
-    service: Service, enrollment_id: str, evidence: Evidence, *, arrived: datetime, source: str
+    service: Service,
+    enrollment_id: str,
+    evidence: Evidence,
+    *,
+    arrived: datetime,
+    source: str,
+    received: bytes | None = None,
 ) -> Issued:
-    """Step 2. The same evidence again gets the same answer. Raises: Refusal."""
-    received = encode(evidence)
+    """Step 2. The same evidence again gets the same answer. `received` are its bytes as they came. Raises: Refusal."""
+    received = encode(evidence) if received is None else received
     digest = hashlib.sha256(received).digest()
     taken = await attesting.take(service, "enroll", enrollment_id, digest, arrived=arrived, device_id=None)
     if taken.answer is not None:
@@ -88,7 +93,7 @@ async def complete_enrollment(
         where = Refused("enroll", source, taken.device.id, taken.device.serial, enrollment_id, own=True)
         boot_log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
         verified = verify_evidence(evidence, boot_log, activated, taken.policy, taken.previous, taken.release_values)
-        return await _issue(service, taken, verified, received, boot_log)
+        return await _issue(service, taken, verified, attesting.stored_form(evidence, boot_log), boot_log)
     except Refusal as refusal:
         if refusal.problem not in attesting.TRANSIENT:
             await attesting.record_refusal(service, refusal, where)
@@ -105,8 +110,8 @@ def _ek_id(request: EnrollmentRequest) -> str:
 
 def _look_up(
     tx: Connection, service: Service, request: EnrollmentRequest, ek_id: str
-) -> tuple[Record, Record | None, int]:
-    """Check 18, first part: which record this TPM is. The claimed serial must be the record's."""
+) -> tuple[Record, attesting.InForce, int]:
+    """Checks 18 (first part) and 20: which record this TPM is, and its policy. A claimed serial is the record's."""
     device = devices.by_ek(tx, ek_id)
     if device is None:
         if request.serial is not None and (named := devices.by_serial(tx, request.serial)):
@@ -118,8 +123,10 @@ def _look_up(
         raise DeviceRevoked(expected="a device in service", actual=device.state)
     if request.profile not in (None, "ldevid"):
         raise ProfileUnknown(expected="ldevid", actual=request.profile)
+    policy = attesting.policy_for(tx, service, device.model)
     since = int((service.clock() - DAY).timestamp())
-    return device, devices.newest_policy(tx, device.model), enrollments.passed_since(tx, device.id, since)
+    passed = 0 if device.state == "registered" else enrollments.passed_since(tx, device.id, since)
+    return device, policy, passed
 
 
 async def _issue(

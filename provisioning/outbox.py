@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.endorsement import verify_endorsement
 from provisioning.attestation.evidence import verify_attestation_key
-from provisioning.attesting import challenge_message, challenge_row, policy_for
+from provisioning.attesting import InForce, challenge_message, challenge_row, policy_for
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
@@ -189,8 +189,7 @@ async def _with_challenge(service: Service, row: Record, now: datetime) -> bytes
 
 async def _challenge(service: Service, flow: Flow, device_id: str, now: datetime) -> tuple[object, dict[str, object]]:
     """A challenge for the EK and AK on record: the EK is verified again, under today's policy. Raises: Refusal."""
-    device, policy_row = await service.store.read(lambda tx: _with_policy(tx, device_id))
-    policy = policy_for(policy_row, device.model)
+    device, policy = await service.store.read(lambda tx: _with_policy(tx, service, device_id))
     request = EnrollmentRequest(
         ak_public=device.ak_public,
         pcr_banks=policy.rules.banks,
@@ -205,12 +204,11 @@ async def _challenge(service: Service, flow: Flow, device_id: str, now: datetime
     return challenge_message(service, row, ek), row
 
 
-def _with_policy(tx: Connection, device_id: str) -> tuple[Record, Record | None]:
+def _with_policy(tx: Connection, service: Service, device_id: str) -> tuple[Record, InForce]:
     device = devices.by_id(tx, device_id)
-    policy = None if device is None else devices.newest_policy(tx, device.model)
     if device is None or device.state != "active" or device.ak_public is None:
         raise NotFound(expected="an active device", actual=device_id)
-    return device, policy
+    return device, policy_for(tx, service, device.model)
 
 
 def _is_open(expires_at: str, now: datetime) -> bool:

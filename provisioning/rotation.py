@@ -170,7 +170,8 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
         now = service.clock()
         device = taken.device
         order = ldevid_order(service, device, verified.csr.spki, taken.challenge.enrollment_id)
-        digest = hashlib.sha256(received).digest()
+        kept = attesting.stored_form(evidence, log)
+        digest = hashlib.sha256(kept).digest()
         entry = leaf(service, "attestation", now, device=device.id, flow="rotate", evidence=digest)
 
         def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
@@ -182,7 +183,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
                     "renew_after": renew_after(certificate),
                 }
             )
-            outcome = attesting.Outcome(received, log, verified.tpm, verified.findings, b"issued", entry)
+            outcome = attesting.Outcome(kept, log, verified.tpm, verified.findings, b"issued", entry)
             attesting.passed(service, tx, taken, outcome)
             commands.finish(tx, command.message_id, state="answered")
             outbox.put(tx, service, outbox.Order("rotated", device.id, "service", body))
@@ -241,12 +242,12 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     except Refusal as refusal:
         await _refuse(service, refusal, where, command)
         return
-    entry = leaf(
-        service, "attestation", now, device=message.device, flow="attest", evidence=hashlib.sha256(received).digest()
-    )
+    kept = attesting.stored_form(evidence, log)
+    digest = hashlib.sha256(kept).digest()
+    entry = leaf(service, "attestation", now, device=message.device, flow="attest", evidence=digest)
 
     def write(tx: Connection) -> None:
-        outcome = attesting.Outcome(received, log, verified.tpm, verified.findings, b"passed", entry)
+        outcome = attesting.Outcome(kept, log, verified.tpm, verified.findings, b"passed", entry)
         attesting.passed(service, tx, taken, outcome)
         commands.finish(tx, command.message_id, state="done")
         outbox.put(tx, service, answer)

@@ -1,13 +1,14 @@
 """What every flow is given. Frozen, without behaviour: a test makes one out of whatever parts it likes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from provisioning.attestation.policy import Policy
 from provisioning.config import Config, DataDirectory
 from provisioning.db.ledger import Ledger
 from provisioning.db.store import Store
@@ -48,5 +49,7 @@ class Service:
     authority: Authority
     clock: Callable[[], datetime]
     entropy: Callable[[int], bytes]
+    policies: dict[int, Policy] = field(default_factory=dict)
+    """Parsed policies by the id of their row, which never changes."""
     mqtt_port: int = 0
     """The broker's port as it is bound, which may be another one than the configured."""

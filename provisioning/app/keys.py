@@ -1,10 +1,9 @@
 """The service's keys: in the HSM, used from threads of their own, with a deadline."""
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import cast
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,11 +14,11 @@ from hsm.module import ModuleSettings
 from hsm.softhsm import find_module, settings, write_configuration
 from hsm.token import Token
 from provisioning.config import Config, ConfigurationRefused, DataDirectory
+from provisioning.db.lane import Job, Lane, LaneFull
 from provisioning.refusals import SigningUnavailable
 
+CLOSING_SECONDS = 1.0
 SERVICE_KEYS = ("issuing", "command", "log", "trust-online", "director-online")
-
-T = TypeVar("T")
 
 
 class HsmKeys:
@@ -28,13 +27,19 @@ class HsmKeys:
     def __init__(self, token: Token, deadline_seconds: float, threads: int) -> None:
         self.token = token
         self._deadline = deadline_seconds
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="hsm")
+        self._lanes = [Lane(f"hsm {number}", _sign) for number in range(threads)]
         self._keys: dict[str, HsmEcKey] = {label: token.ec_key(label) for label in SERVICE_KEYS}
 
     async def sign(self, label: str, message: bytes) -> bytes:
         """An ECDSA-SHA-256 signature (DER). Raises: SigningUnavailable."""
-        key = self._keys[label]
-        return await self._in_time(lambda: key.sign(message, ec.ECDSA(hashes.SHA256())))
+        lane = min(self._lanes, key=lambda lane: lane.waiting)
+        try:
+            async with asyncio.timeout(self._deadline):
+                return cast("bytes", await lane.do((self._keys[label], message)))
+        except (TimeoutError, LaneFull) as error:
+            raise SigningUnavailable(expected=f"a signature in {self._deadline} s", actual="none") from error
+        except HsmError as error:
+            raise SigningUnavailable(expected="a signature", actual=error) from error
 
     def public(self, label: str) -> ec.EllipticCurvePublicKey:
         """The public key of that label."""
@@ -45,19 +50,19 @@ class HsmKeys:
         return self._keys[label]
 
     def close(self) -> None:
-        """Log out."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Log out. A signature that hangs in the module is left behind with its thread."""
+        for lane in self._lanes:
+            lane.close(CLOSING_SECONDS)
         self.token.close()
 
-    async def _in_time(self, work: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
+
+def _sign(group: Sequence[Job]) -> None:
+    for job in group:
+        key, message = job.work
         try:
-            async with asyncio.timeout(self._deadline):
-                return await loop.run_in_executor(self._threads, work)
-        except TimeoutError as error:
-            raise SigningUnavailable(expected=f"a signature in {self._deadline} s", actual="none") from error
-        except HsmError as error:
-            raise SigningUnavailable(expected="a signature", actual=error) from error
+            job.result = key.sign(message, ec.ECDSA(hashes.SHA256()))
+        except BaseException as error:  # noqa: BLE001  it goes to the caller whose signature it was
+            job.error = error
 
 
 def read_pin(path: Path) -> Callable[[], str]:

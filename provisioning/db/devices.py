@@ -14,6 +14,9 @@ device, station, policy, operator = (table_of(row) for row in (Device, Station, 
 assignment, release = table_of(Assignment), table_of(Release)
 
 _NEWEST_POLICY = select(policy).where(policy.c.model == bindparam("model")).order_by(policy.c.version.desc()).limit(1)
+_NEWEST_POLICY_ID = (
+    select(policy.c.id).where(policy.c.model == bindparam("model")).order_by(policy.c.version.desc()).limit(1)
+)
 _SHOWN = ("ak_name", "ak_public", "reset_count", "restart_count", "clock", "clock_safe", "firmware_version")
 _ATTESTED = Prepared(
     update(device)
@@ -110,6 +113,12 @@ def attested(tx: Connection, device_id: str, at: int, **shown: object) -> bool:
 def newest_policy(tx: Connection, model: str) -> Record | None:
     """The policy in force for a model."""
     return tx.execute(_NEWEST_POLICY, {"model": model}).first()
+
+
+def newest_policy_id(tx: Connection, model: str) -> int | None:
+    """The row of the policy in force for a model."""
+    found: int | None = tx.execute(_NEWEST_POLICY_ID, {"model": model}).scalar()
+    return found
 
 
 def policy_by_id(tx: Connection, policy_id: int) -> Record | None:

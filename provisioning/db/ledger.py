@@ -1,16 +1,12 @@
 """The one way to write: plain functions on one thread, many in one commit, the answer after the commit."""
 
-import asyncio
-import queue
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
+from provisioning.db.lane import Job, Lane, LaneFull
 from provisioning.refusals import StorageUnavailable
 
 T = TypeVar("T")
@@ -18,15 +14,6 @@ Write = Callable[[Connection], T]
 
 DEFECTS = (IntegrityError, ProgrammingError, DataError)
 """What a database refuses because the write was wrong. Everything else is the database's own trouble."""
-MOST_IN_ONE_COMMIT = 256
-WAITING_AT_MOST = 10_000
-
-
-@dataclass(slots=True)
-class _Waiting:
-    write: Write[Any]
-    answer: "Future[Any]"
-    result: Any = None
 
 
 class Ledger:
@@ -38,68 +25,43 @@ class Ledger:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
-        self._thread.start()
+        self._lane = Lane("ledger", self._commit)
 
     async def write(self, write: Write[T]) -> T:
         """The result of `write(tx)`, once it is durable.
 
-        Raises: what `write` raises; StorageUnavailable where the database cannot write.
+        Raises: what `write` raises; StorageUnavailable where the database cannot write, or too many wait.
         """
-        return await asyncio.wrap_future(self.submit(write))
+        try:
+            return cast("T", await self._lane.do(write))
+        except LaneFull as error:
+            raise StorageUnavailable(expected="room for a write", actual="too many wait") from error
 
     def write_now(self, write: Write[T]) -> T:
         """The same for a caller without a loop (`muster init`)."""
-        return self.submit(write).result()
-
-    def submit(self, write: Write[T]) -> "Future[T]":
-        """Queue a write. Raises: StorageUnavailable where too many wait."""
-        if self._waiting.qsize() >= WAITING_AT_MOST:
-            raise StorageUnavailable(expected=f"at most {WAITING_AT_MOST} waiting writes", actual="more")
-        waiting: _Waiting = _Waiting(write, Future())
-        self._waiting.put(waiting)
-        return waiting.answer
+        return cast("T", self._lane.do_now(write))
 
     def close(self) -> None:
         """Commit what waits, then stop."""
-        self._waiting.put(None)
-        self._thread.join()
+        self._lane.close()
         self._engine.dispose()
 
-    def _run(self) -> None:
-        while (waiting := self._waiting.get()) is not None:
-            group = []
-            while waiting is not None:
-                if waiting.answer.set_running_or_notify_cancel():
-                    group.append(waiting)
-                if len(group) == MOST_IN_ONE_COMMIT or self._waiting.empty():
-                    break
-                waiting = self._waiting.get()
-            self._commit(group)
-            if waiting is None:
-                return
-
-    def _commit(self, group: list[_Waiting]) -> None:
+    def _commit(self, group: Sequence[Job]) -> None:
         try:
             with self._engine.begin() as tx:
-                for waiting in group:
-                    waiting.result = waiting.write(tx)
+                for job in group:
+                    job.result = job.work(tx)
         except BaseException as error:  # noqa: BLE001  any failure goes to the caller whose write it was
             if len(group) == 1:
-                _fail(group[0], error)
+                group[0].error = _named(error)
                 return
-            for waiting in group:
-                self._commit([waiting])
-            return
-        for waiting in group:
-            waiting.answer.set_result(waiting.result)
+            for job in group:
+                self._commit([job])
 
 
-def _fail(waiting: _Waiting, error: BaseException) -> None:
-    if isinstance(error, DBAPIError) and not isinstance(error, DEFECTS):
-        refusal = StorageUnavailable(expected="a durable write", actual=type(error.orig).__name__)
-        refusal.__cause__ = error
-        waiting.answer.set_exception(refusal)
-        return
-    waiting.answer.set_exception(error)
+def _named(error: BaseException) -> BaseException:
+    if not isinstance(error, DBAPIError) or isinstance(error, DEFECTS):
+        return error
+    refusal = StorageUnavailable(expected="a durable write", actual=type(error.orig).__name__)
+    refusal.__cause__ = error
+    return refusal

@@ -1,22 +1,21 @@
-"""The one way to read: plain functions on read-only connections, in threads, with a deadline."""
+"""The one way to read: plain functions on read-only connections, on a thread of their own, with a deadline."""
 
 import asyncio
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
+from provisioning.db.lane import Job, Lane, LaneFull
 from provisioning.refusals import StorageUnavailable
 
 T = TypeVar("T")
 Read = Callable[[Connection], T]
 
-READ_THREADS = 4
+READ_LANES = 2
 READ_DEADLINE_SECONDS = 5.0
 
 
@@ -25,30 +24,46 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="store")
-        self._of_thread = threading.local()
+        self._lanes = [Lane(f"store {number}", self._read) for number in range(READ_LANES)]
 
     async def read(self, read: Read[T]) -> T:
         """The result of `read(connection)`. Raises: what `read` raises; StorageUnavailable."""
-        loop = asyncio.get_running_loop()
+        lane = min(self._lanes, key=lambda lane: lane.waiting)
         try:
             async with asyncio.timeout(READ_DEADLINE_SECONDS):
-                return await loop.run_in_executor(self._threads, self.read_now, read)
-        except TimeoutError as error:
+                return cast("T", await lane.do(read))
+        except (TimeoutError, LaneFull) as error:
             raise StorageUnavailable(expected=f"an answer in {READ_DEADLINE_SECONDS} s", actual="none") from error
 
     def read_now(self, read: Read[T]) -> T:
         """The same for a caller without a loop."""
-        try:
-            with self._engine.connect() as connection:
-                return read(connection)
-        except DBAPIError as error:
-            raise StorageUnavailable(expected="a readable database", actual=type(error.orig).__name__) from error
+        return cast("T", self._lanes[0].do_now(read))
 
     def close(self) -> None:
         """End the threads and connections."""
-        self._threads.shutdown(wait=True)
+        for lane in self._lanes:
+            lane.close()
         self._engine.dispose()
+
+    def _read(self, group: Sequence[Job]) -> None:
+        try:
+            with self._engine.connect() as connection:
+                for job in group:
+                    try:
+                        job.result = job.work(connection)
+                    except BaseException as error:  # noqa: BLE001  it goes to the caller whose read it was
+                        job.error = _named(error)
+        except DBAPIError as error:  # no connection: nobody was served
+            for job in group:
+                job.error = _named(error)
+
+
+def _named(error: BaseException) -> BaseException:
+    if not isinstance(error, DBAPIError):
+        return error
+    refusal = StorageUnavailable(expected="a readable database", actual=type(error.orig).__name__)
+    refusal.__cause__ = error
+    return refusal
 
 
 def open_sqlite(path: Path, *, read_only: bool) -> Engine:
@@ -57,7 +72,7 @@ def open_sqlite(path: Path, *, read_only: bool) -> Engine:
     engine = create_engine(
         f"sqlite:///file:{path}?mode={mode}&uri=true",
         connect_args={"check_same_thread": False, "timeout": 10, "isolation_level": None},
-        pool_size=READ_THREADS + 1,
+        pool_size=READ_LANES + 1,
     )
 
     @event.listens_for(engine, "connect")

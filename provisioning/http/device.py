@@ -53,10 +53,10 @@ def routes(enrollments: InFlight) -> list[Route]:
             return reply(await begin_enrollment(call.service, request, source=call.source), 201)
 
     async def complete(call: Call) -> web.Response:
-        evidence = await call.message(Evidence, EVIDENCE_BODY_MOST)
+        received, evidence = await call.message_and_bytes(Evidence, EVIDENCE_BODY_MOST)
         with enrollments:
             issued = await complete_enrollment(
-                call.service, call.path["id"], evidence, arrived=call.arrived, source=call.source
+                call.service, call.path["id"], evidence, arrived=call.arrived, source=call.source, received=received
             )
             return reply(issued)
 

@@ -91,9 +91,14 @@ class Call:
 
     async def message(self, cls: type[T], most: int) -> T:
         """The body as a message. Raises: as `read`, UnsupportedMediaType, MalformedMessage."""
+        return (await self.message_and_bytes(cls, most))[1]
+
+    async def message_and_bytes(self, cls: type[T], most: int) -> tuple[bytes, T]:
+        """The same, with the body as it came."""
         if self.request.content_type != JSON:
             raise UnsupportedMediaType(expected=JSON, actual=self.request.content_type[:100])
-        return decode(cls, await self.read(most), limit=most)
+        body = await self.read(most)
+        return body, decode(cls, body, limit=most)
 
     def _judge_head(self, most: int) -> None:
         if self.request.headers.get("Content-Encoding", "identity") != "identity":
