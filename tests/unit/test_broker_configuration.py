@@ -12,7 +12,9 @@ from provisioning.messaging import SERVICE_USER
 from wire.envelope import MAX_ENVELOPE
 from wire.topics import is_device_id
 
-PLAN = BrokerPlan(Path("/d/run/broker"), "127.0.0.1", 8883, Path("/d/tls/service.pem"), Path("/d/tls/service.key"), "muster")
+PLAN = BrokerPlan(
+    Path("/d/run/broker"), "127.0.0.1", 8883, Path("/d/tls/service.pem"), Path("/d/tls/service.key"), "muster"
+)
 
 
 def listener(name):

@@ -47,7 +47,12 @@ OTHER = {
     "another id": (TBS, replace(LDEVID, device_id="gw-0002"), ISSUER, {"subject", "extensions"}),
     "another serial number": (TBS, replace(LDEVID, serial_number="sn-2"), ISSUER, {"subject"}),
     "another service": (TBS, replace(LDEVID, service_name="other.example"), ISSUER, {"extensions"}),
-    "another key": (TBS, replace(LDEVID, public_key=OTHER_SPKI), ISSUER, {"public key", "public key, to the byte", "extensions"}),
+    "another key": (
+        TBS,
+        replace(LDEVID, public_key=OTHER_SPKI),
+        ISSUER,
+        {"public key", "public key, to the byte", "extensions"},
+    ),
     "another issuer": (TBS, LDEVID, replace(ISSUER, name=der.distinguished_name()), {"issuer"}),
     "another issuer key": (TBS, LDEVID, replace(ISSUER, key_id=bytes(20)), {"extensions"}),
     "another CRL": (TBS, LDEVID, replace(ISSUER, crl_url="http://other.example/"), {"extensions"}),
