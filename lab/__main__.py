@@ -1,4 +1,7 @@
-"""Commands to make and run virtual devices: `python -m lab --help`."""
+"""Commands to make and run virtual devices: `python -m lab --help`.
+
+Each imports what it needs when it runs: cryptography, the TSS and TUF take longer than most of them.
+"""
 
 import argparse
 import json
@@ -10,21 +13,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from lab.ekca import EkCaFailure, create_ek_ca, open_ek_ca
-from lab.firmware import NoSuchStage, flip_byte, make_image
-from lab.slots import BootFailure
-from lab.swtpm import VirtualTpmFailure
-from lab.virtual import DeviceFailure, DeviceSettings, VirtualDevice, create_device
+from lab import LabFailure
 from ota.firmware import MalformedImage, build_image
-from ota.signing import Role, Roles, online_role, root_metadata, sign_metadata
-from wire.codec import encode
-from wire.messages import Anchor
 
 ANCHOR_LIFETIME = timedelta(days=3650)
-
-_FAILURES = (BootFailure, DeviceFailure, EkCaFailure, MalformedImage, NoSuchStage, OSError, VirtualTpmFailure)
 
 
 class _Stopped(Exception):
@@ -37,18 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         return _COMMANDS[chosen.command](chosen)
-    except _FAILURES as failure:
+    except (LabFailure, MalformedImage, OSError) as failure:
         print(f"lab {chosen.command}: {failure}", file=sys.stderr)
         return 1
 
 
 def _ek_ca(chosen: argparse.Namespace) -> int:
+    from lab.ekca import create_ek_ca  # noqa: PLC0415  see above
+
     ca = create_ek_ca(chosen.directory)
     print(json.dumps({"directory": str(ca.directory), "root": str(ca.root_pem)}))
     return 0
 
 
 def _image(chosen: argparse.Namespace) -> int:
+    from lab.firmware import flip_byte, make_image  # noqa: PLC0415  see above
+
     image = make_image(chosen.hardware, chosen.version, chosen.counter, chosen.seed)
     if chosen.flip is not None:
         image = flip_byte(image, chosen.flip)
@@ -58,6 +54,12 @@ def _image(chosen: argparse.Namespace) -> int:
 
 
 def _anchor(chosen: argparse.Namespace) -> int:
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415  see above
+
+    from ota.signing import Role, Roles, online_role, root_metadata, sign_metadata  # noqa: PLC0415  see above
+    from wire.codec import encode  # noqa: PLC0415  see above
+    from wire.messages import Anchor  # noqa: PLC0415  see above
+
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
     offline = Role(tuple(key.public_key() for key in keys), 2, ANCHOR_LIFETIME)
     online = online_role(keys[0].public_key(), ANCHOR_LIFETIME)
@@ -68,6 +70,9 @@ def _anchor(chosen: argparse.Namespace) -> int:
 
 
 def _create(chosen: argparse.Namespace) -> int:
+    from lab.ekca import create_ek_ca, open_ek_ca  # noqa: PLC0415  see above
+    from lab.virtual import DeviceSettings, create_device  # noqa: PLC0415  see above
+
     directory: Path = chosen.directory
     place: Path = chosen.ek_ca or directory.with_name("ek-ca")
     ca = open_ek_ca(place) if (place / "setup.conf").exists() else create_ek_ca(place)
@@ -85,6 +90,8 @@ def _create(chosen: argparse.Namespace) -> int:
 
 
 def _boot(chosen: argparse.Namespace) -> int:
+    from lab.virtual import VirtualDevice  # noqa: PLC0415  see above
+
     device = VirtualDevice(chosen.directory, clock=chosen.clock, agent=_enroll(chosen) if chosen.enroll else None)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)

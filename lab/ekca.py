@@ -16,12 +16,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from lab import LabFailure
+
 ROOT_LIFETIME = timedelta(days=30 * 365)
 SETUP_TIMEOUT_SECONDS = 120
 _LOCALCA_PLACES = ("/usr/bin/swtpm_localca", "/usr/share/swtpm/swtpm-localca", "/usr/lib/swtpm/swtpm_localca")
 
 
-class EkCaFailure(RuntimeError):
+class EkCaFailure(LabFailure):
     """The EK CA cannot be used, or swtpm_setup refused to make a TPM; the message is one line."""
 
 

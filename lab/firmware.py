@@ -3,12 +3,13 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tpm2_pytss import ESAPI
-from tpm2_pytss.constants import ESYS_TR, TPM2_ALG
-from tpm2_pytss.types import TPML_DIGEST_VALUES, TPMT_HA, TPMU_HA
-
+from lab import LabFailure
 from ota.firmware import FirmwareImage, Measurement, Stage, event_log, measure
+
+if TYPE_CHECKING:
+    from tpm2_pytss import ESAPI
 
 STAGE_BYTES = 16 * 1024
 
@@ -16,7 +17,7 @@ STAGE_BYTES = 16 * 1024
 _STAGES = (("firmware", 0, False), ("bootloader", 4, False), ("kernel", 8, True), ("rootfs", 9, True))
 
 
-class NoSuchStage(ValueError):
+class NoSuchStage(LabFailure, ValueError):
     """The image has no stage of that name."""
 
 
@@ -38,8 +39,11 @@ def flip_byte(image: FirmwareImage, stage_name: str) -> FirmwareImage:
     return replace(image, stages=tuple(_flipped(stage, stage_name) for stage in image.stages))
 
 
-def boot_measured(tpm: ESAPI, image: FirmwareImage, log_path: Path) -> Measurement:
+def boot_measured(tpm: "ESAPI", image: FirmwareImage, log_path: Path) -> Measurement:
     """Extend the PCRs of a freshly reset TPM as a boot of this image does, and write its event log."""
+    from tpm2_pytss.constants import ESYS_TR, TPM2_ALG  # noqa: PLC0415  an image is made without a TPM
+    from tpm2_pytss.types import TPML_DIGEST_VALUES, TPMT_HA, TPMU_HA  # noqa: PLC0415  the same
+
     boot = measure(image)
     for event in boot.events:
         digests = TPML_DIGEST_VALUES([TPMT_HA(hashAlg=TPM2_ALG.SHA256, digest=TPMU_HA(sha256=event.digest))])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.story import Background, Story, StoryFailed, StoryStopped, console_for, project_environment
-from provisioning.config import DataDirectory
+from provisioning.config import UP_MARKER, DataDirectory
 
 FOLDER = "simulated"
 MODEL = "simulated-gateway"
@@ -73,8 +73,9 @@ def _serve(fleet: Fleet) -> None:
     if not fleet.directory.config.is_file():
         root.parent.mkdir(parents=True, exist_ok=True)
         story.directory = root.parent
-        story.run("muster init")
+        story.run("muster init --ports free")  # random ones: the standard ports are for an installation
         story.directory = root
+    (root / UP_MARKER).write_text("Made by `muster simulate --up`.\n", encoding="utf-8")
     story.background("serve", "muster serve")
     story.wait("the listeners answer", lambda: bool(fleet.endpoints()), START_SECONDS)
 

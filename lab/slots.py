@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import LabFailure
 from ota.firmware import IMAGE_MAX_BYTES, FirmwareImage, MalformedImage, parse_image
 
 SLOTS = ("a", "b")
@@ -18,7 +19,7 @@ TRIES_MAX = 3
 _STATE_MAX_BYTES = 1024
 
 
-class BootFailure(RuntimeError):
+class BootFailure(LabFailure):
     """The boot loader finds nothing to boot; the message names the file and what is wrong with it."""
 
 

@@ -11,15 +11,18 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tpm2_pytss import ESAPI, TSS2_Exception
 from tpm2_pytss.constants import ESYS_TR, TPM2_CAP, TPM2_SU, TPMA_OBJECT
 from tpm2_pytss.types import TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TPML_PCR_SELECTION, TPMT_PUBLIC
 
-from lab.ekca import EkCa, create_ek_ca
+from lab import LabFailure
 from lab.tpmrm import SOCKET_PATH_MAX, ResourceManager, TpmGone
 from provisioning.app.children import kill_child, start_child, stop_child
+
+if TYPE_CHECKING:
+    from lab.ekca import EkCa
 
 SRK_HANDLE = 0x81000001
 EK_CERTIFICATE_INDICES = {"rsa2048": 0x01C00002, "ecc384": 0x01C00016}
@@ -39,7 +42,7 @@ _SRK_ATTRIBUTES = (
 )
 
 
-class VirtualTpmFailure(RuntimeError):
+class VirtualTpmFailure(LabFailure):
     """A software TPM cannot be started or used; the message is one line."""
 
 
@@ -196,11 +199,13 @@ class VirtualTpm:
 
 
 @contextlib.contextmanager
-def fresh_tpm(ek_ca: EkCa | None = None, serial: str = "fresh") -> Iterator[VirtualTpm]:
+def fresh_tpm(ek_ca: "EkCa | None" = None, serial: str = "fresh") -> Iterator[VirtualTpm]:
     """A new software TPM with SRK and EK certificates, running, in a temporary folder that goes when the block ends.
 
     Without `ek_ca` it is of a manufacturer of its own, whose root is `tpm.state.parent / "ek-ca" / "root.pem"`.
     """
+    from lab.ekca import create_ek_ca  # noqa: PLC0415  a TPM that is only started needs no certificate authority
+
     folder = Path(tempfile.mkdtemp(prefix="muster-"))
     try:
         manufacturer = create_ek_ca(folder / "ek-ca") if ek_ca is None else ek_ca

@@ -15,17 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from lab.ekca import EkCa
+from lab import LabFailure
 from lab.firmware import boot_measured
 from lab.slots import Boot, choose_boot, create_slots
 from lab.swtpm import TpmClock, VirtualTpm, VirtualTpmFailure, fresh_tpm
 from ota.firmware import parse_image
 from provisioning.app.children import kill_child, start_child, stop_child
+
+if TYPE_CHECKING:
+    from lab.ekca import EkCa
 
 __all__ = [
     "DeviceSettings",
@@ -42,7 +42,7 @@ AGENT_STOP_TIMEOUT_SECONDS = 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-class DeviceFailure(RuntimeError):
+class DeviceFailure(LabFailure):
     """A virtual device cannot be made or run; the message is one line."""
 
 
@@ -58,7 +58,7 @@ class DeviceSettings:
     build_time: datetime | None = None  # the floor of the device's trusted time; now, if not given
 
 
-def create_device(directory: Path, image: bytes, ek_ca: EkCa, settings: DeviceSettings) -> dict[str, Path]:
+def create_device(directory: Path, image: bytes, ek_ca: "EkCa", settings: DeviceSettings) -> dict[str, Path]:
     """Make a device in a new or empty folder: TPM with SRK, both slots, the agent's configuration.
 
     Returns the PEM files of its EK certificates by kind (`rsa2048`, `ecc384`), read from the TPM's NV.
@@ -78,7 +78,7 @@ def create_device(directory: Path, image: bytes, ek_ca: EkCa, settings: DeviceSe
     return pems
 
 
-def _make(directory: Path, image: bytes, ek_ca: EkCa, settings: DeviceSettings, hardware: str) -> dict[str, Path]:
+def _make(directory: Path, image: bytes, ek_ca: "EkCa", settings: DeviceSettings, hardware: str) -> dict[str, Path]:
     agent = directory / "agent"
     agent.mkdir(mode=0o700)
     if settings.anchor is not None:
@@ -216,6 +216,9 @@ def _agent_toml(settings: DeviceSettings, hardware: str, tcti: str) -> str:
 
 
 def _write_ek_certificates(directory: Path, certificates: Mapping[str, bytes]) -> dict[str, Path]:
+    from cryptography import x509  # noqa: PLC0415  a device that only boots needs none of it
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415  the same
+
     pems: dict[str, Path] = {}
     for kind, der in certificates.items():
         pems[kind] = directory / f"ek-{kind}.pem"

@@ -14,6 +14,8 @@ from wire.codec import Cap, MalformedMessage, load
 
 CONFIG_NAME = "muster.toml"
 DEFAULT_DATA_DIR = Path(".muster")
+DEMO_MARKER, UP_MARKER = ".muster-demo", ".muster-up"
+"""Files that stand in a folder which `muster demo`, or `muster simulate --up`, made inside a data directory."""
 _SERVICE_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 
 
@@ -73,6 +75,7 @@ class Limits:
     connections_per_address: int = 500
     requests_per_second_per_address: int = 2000
     enrollments_per_second: int = 2000
+    """Challenges that all senders together may ask one worker for."""
     in_flight_enrollments: int = 512
     challenge_seconds: int = 300
     unknown_refusals: int = 10_000
@@ -195,6 +198,10 @@ def parse_config(text: str, name: str) -> Config:
         line = next((n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(key)), 1)
         msg = f"{name}: line {line}: {error}; correct or remove it"
         raise ConfigurationRefused(msg) from error
+    for key in ("requests_per_second_per_address", "enrollments_per_second"):
+        if getattr(config.limits, key) < 1:
+            msg = f"{name}: limits.{key}: is less than 1, so that nobody could ask; correct it"
+            raise ConfigurationRefused(msg)
     if _SERVICE_NAME.fullmatch(config.service_name) is None:
         msg = f"{name}: service_name: {config.service_name!r} is no DNS name in lower case; correct it"
         raise ConfigurationRefused(msg)

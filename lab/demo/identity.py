@@ -17,7 +17,7 @@ def initialize(scene: Scene) -> None:
         "Without it: whoever copies the CA's disk makes a certificate for any device, and nobody notices.",
         "CA, command, log and update keys are born in PKCS#11 tokens and cannot be taken out",
     ):
-        made = story.start("muster init")
+        made = story.start("muster init --ports free")
         beside = [story.start("python -m lab ek-ca ek-ca"), story.start(f"python -m lab image {RELEASE_1} --version 1")]
         told = story.passed(made).out
         for listener in ("device", "public"):

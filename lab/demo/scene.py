@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.story import Background, Story, StoryFailed
+from provisioning.config import DEMO_MARKER
 
-MARKER = ".muster-demo"
 MARKER_TEXT = "Made by `muster demo`, which empties this folder each time that it runs.\n"
 SERVICE = "service"
 EXPORT = "export"
@@ -82,9 +82,9 @@ def empty_folder(root: Path) -> None:
             raise DemoRefused(f"{root}: holds something that no demo made; take another --data-dir")
         shutil.rmtree(root)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (root / MARKER).write_text(MARKER_TEXT, encoding="utf-8")
+    (root / DEMO_MARKER).write_text(MARKER_TEXT, encoding="utf-8")
 
 
 def _is_ours(root: Path) -> bool:
-    marker = root / MARKER
+    marker = root / DEMO_MARKER
     return marker.is_file() and not marker.is_symlink() and marker.read_text(encoding="utf-8") == MARKER_TEXT

@@ -29,7 +29,15 @@ from ota.signing import Role, Roles, online_role
 from provisioning.access import Role as OperatorRole
 from provisioning.app.compose import clock, compose
 from provisioning.app.keys import SERVICE_KEYS, open_token
-from provisioning.config import Config, ConfigurationRefused, DataDirectory, Listen, parse_config
+from provisioning.config import (
+    DEMO_MARKER,
+    UP_MARKER,
+    Config,
+    ConfigurationRefused,
+    DataDirectory,
+    Listen,
+    parse_config,
+)
 from provisioning.db import devices, enrollments
 from provisioning.db.schema import migrate
 from provisioning.issuance.check import check_tbs
@@ -68,17 +76,24 @@ class Installation:
 def initialize(directory: DataDirectory, wanted: Installation) -> None:
     """Make an installation; where a step fails nothing is left behind.
 
+    Folders of the demo and of `muster simulate --up` that stand in the directory already stay there.
+
     Raises: ConfigurationRefused, HsmError, OSError.
     """
     _refuse_occupied(directory)
+    stay = sorted(directory.root.iterdir()) if directory.root.exists() else []
     directory.root.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{directory.root.name}.", dir=directory.root.parent))
     try:
         _fill(DataDirectory(made), wanted)
+        _move(stay, made)
         if directory.root.exists():
             directory.root.rmdir()
         made.rename(directory.root)
     except BaseException:
+        if stay:
+            directory.root.mkdir(mode=0o700, exist_ok=True)
+        _move([made / folder.name for folder in stay], directory.root)
         shutil.rmtree(made, ignore_errors=True)
         raise
 
@@ -87,9 +102,20 @@ def _refuse_occupied(directory: DataDirectory) -> None:
     if directory.config.is_file():
         msg = f"{directory.root}: is a Muster data directory already; remove it, or take another --data-dir"
         raise ConfigurationRefused(msg)
-    if directory.root.exists() and (not directory.root.is_dir() or any(directory.root.iterdir())):
+    if directory.root.exists() and not (directory.root.is_dir() and all(map(_is_labs, directory.root.iterdir()))):
         msg = f"{directory.root}: holds something else; take an empty or new --data-dir"
         raise ConfigurationRefused(msg)
+
+
+def _is_labs(folder: Path) -> bool:
+    """Did the demo, or a fleet in a laptop, make this folder, so that an installation may stand around it?"""
+    return not folder.is_symlink() and any((folder / marker).is_file() for marker in (DEMO_MARKER, UP_MARKER))
+
+
+def _move(folders: Sequence[Path], into: Path) -> None:
+    for folder in folders:
+        if folder.exists():
+            folder.rename(into / folder.name)
 
 
 def _fill(directory: DataDirectory, wanted: Installation) -> None:

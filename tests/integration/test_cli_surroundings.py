@@ -1,5 +1,6 @@
 """Commands in bad surroundings: no service, a false one, a foreign folder, a full disk: one line, nothing half-done."""
 
+import errno
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from contextlib import closing
 import pytest
 
 from provisioning import cli
+from provisioning.app import installation
 from provisioning.config import DataDirectory, load_config
 from tests.support.cli import MUSTER, START_SECONDS, Person, initialized, serving
 
@@ -193,6 +195,37 @@ def test_a_foreign_directory_is_left_alone(tmp_path, capsys, command, said):
     assert cli.main([*command, "--data-dir", str(tmp_path / "photos")]) == 1
     assert said in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+@pytest.mark.parametrize("marker", [".muster-demo", ".muster-up"])
+def test_init_stands_around_what_the_demo_left(tmp_path, capsys, marker):
+    played = tmp_path / "D" / "demo"
+    played.mkdir(parents=True)
+    (played / marker).touch()
+    (played / "summary.json").write_text("{}")
+    assert cli.main(["init", "--ports", "free", "--data-dir", str(tmp_path / "D")]) == 0, capsys.readouterr().err
+    assert load_config(DataDirectory(tmp_path / "D")).service_name == "muster.internal"
+    assert sorted(path.name for path in played.iterdir()) == [marker, "summary.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["D"]
+
+
+def test_what_nobody_marked_keeps_init_away_and_a_failed_init_moves_nothing(tmp_path, capsys, monkeypatch):
+    played = tmp_path / "D" / "demo"
+    played.mkdir(parents=True)
+    (played / ".muster-demo").touch()
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for broken in ("_first_records", "replace_file"):
+        with monkeypatch.context() as full:
+            full.setattr(installation, broken, no_room)
+            assert cli.main(["init", "--ports", "free", "--data-dir", str(tmp_path / "D")]) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["D"]
+        assert [path.name for path in played.iterdir()] == [".muster-demo"]
+    (tmp_path / "D" / "mine").mkdir()
+    assert cli.main(["init", "--ports", "free", "--data-dir", str(tmp_path / "D")]) == 1
+    assert "holds something else" in capsys.readouterr().err
 
 
 def test_a_configuration_that_is_wrong_is_named_with_its_line(loner):

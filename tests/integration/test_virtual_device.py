@@ -351,3 +351,19 @@ def test_a_killed_boot_takes_agent_and_tpm_along(made, folder):
     _until(lambda: not os.path.lexists(agent) or not agent.exists())
     with VirtualDevice(made).tpm as tpm:  # its lock is free again
         assert not tpm.clock().safe
+
+
+def test_a_command_imports_no_more_than_it_needs(folder):
+    """Each of them is a process of its own, and the TSS or TUF take longer to import than an image to make."""
+    heavy = "'tuf', 'securesystemslib', 'pkcs11'"
+    script = "import sys; from lab.__main__ import main; main(sys.argv[2:])\n"
+    script += f"print([name for name in ({heavy}, *sys.argv[1].split()) if name in sys.modules], file=sys.stderr)"
+    for more, arguments in (
+        ("cryptography tpm2_pytss", ["image", folder / "v.img"]),
+        ("tpm2_pytss", ["ek-ca", folder / "ca"]),
+        ("asn1crypto", ["create", folder / "d", "--name", "d", "--image", folder / "v.img", "--ek-ca", folder / "ca"]),
+    ):
+        urls = ["--service", "https://s", "--public", "http://p"] if arguments[0] == "create" else []
+        command = [sys.executable, "-c", script, more, *arguments, *urls]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr.splitlines()[-1] == "[]", arguments[0]
