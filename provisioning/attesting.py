@@ -24,6 +24,7 @@ from provisioning.refusals import (
     ChallengeTaken,
     ChallengeUnknown,
     DeviceRevoked,
+    EnrollmentQuotaSpent,
     Finding,
     NoPolicyForModel,
     Refusal,
@@ -38,6 +39,7 @@ TRANSIENT = (Problem.UNAVAILABLE,)
 """Refusals that are not the device's fault: its challenge stays, and the same evidence may come again."""
 FINAL = ("revoked", "decommissioned")
 """States of a device that end it."""
+DAY_SECONDS = 86400
 SECRET_BYTES = 32
 NONCE_BYTES = 32
 ID_BYTES = 16
@@ -159,6 +161,7 @@ def _take(
     if row.state == "open":
         if at > row.expires_at:
             raise ChallengeExpired(expected=f"an answer until {row.expires_at}", actual=at)
+        _verify_quota(tx, service, row, at)
         if not enrollments.take(tx, enrollment_id, evidence):
             raise ChallengeTaken(expected="one answer", actual="two")
     elif row.evidence_sha256 != evidence:
@@ -170,8 +173,30 @@ def _take(
     if device is None or rules is None or (row.secret is None and row.answer is None):
         raise ChallengeUnknown(expected="an open challenge", actual="one whose device or policy is gone")
     approved = device.approved_until is not None and at <= device.approved_until
-    challenge = OpenChallenge(
-        flow=flow,
+    challenge = _challenge_of(service, row)
+    previous = None if approved or row.ak_name != device.ak_name else tpm_state_of(device)
+    values = release_values(devices.releases_of(tx, device.id), rules) if rules.release_pcrs else {}
+    return Taken(challenge, row.ak_name, device, rules, row.policy_id, previous, approved, values, row.answer)
+
+
+def _verify_quota(tx: Connection, service: Service, row: Record, at: int) -> None:
+    """Challenges are opened before any of them is answered: the day's quota is asked for again. Check 18."""
+    device, rules = devices.by_id(tx, row.device_id), policy_of(tx, service, row.policy_id)
+    if row.flow != "enroll" or device is None or device.state == "registered" or rules is None:
+        return
+    if enrollments.passed_since(tx, device.id, at - DAY_SECONDS) >= rules.enrollments_per_day:
+        raise EnrollmentQuotaSpent(expected=f"at most {rules.enrollments_per_day} a day", actual="one more")
+
+
+def open_challenge(tx: Connection, service: Service, flow: Flow, enrollment_id: str) -> OpenChallenge | None:
+    """A challenge of that flow whose secret is still known: nothing came of it yet. It is not taken."""
+    row = enrollments.get(tx, enrollment_id)
+    return None if row is None or row.flow != flow or row.secret is None else _challenge_of(service, row)
+
+
+def _challenge_of(service: Service, row: Record) -> OpenChallenge:
+    return OpenChallenge(
+        flow=row.flow,
         enrollment_id=row.id,
         audience=service.config.service_name,
         nonce=row.nonce,
@@ -181,9 +206,6 @@ def _take(
         boot_log=row.boot_log,
         ek_id=row.ek_id,
     )
-    previous = None if approved or row.ak_name != device.ak_name else tpm_state_of(device)
-    values = release_values(devices.releases_of(tx, device.id), rules) if rules.release_pcrs else {}
-    return Taken(challenge, row.ak_name, device, rules, row.policy_id, previous, approved, values, row.answer)
 
 
 def tpm_state_of(device: Record) -> TpmState | None:
@@ -191,7 +213,11 @@ def tpm_state_of(device: Record) -> TpmState | None:
     if device.reset_count is None:
         return None
     return TpmState(
-        device.reset_count, device.restart_count, device.clock, device.clock_safe, int(device.firmware_version, 16)
+        device.reset_count,
+        device.restart_count,
+        device.clock,
+        bool(device.clock_safe),
+        int(device.firmware_version, 16),
     )
 
 

@@ -11,6 +11,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import re
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 T = TypeVar("T")
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 MAX_DEPTH = 16
 MAX_TEXT = 4096
 MAX_ITEMS = 256
@@ -119,7 +121,7 @@ def unb64url(text: str) -> bytes:
 
 def rfc3339(moment: datetime) -> str:
     """The moment in UTC to the second, as `2026-11-21T12:00:00Z`."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
 
 
 def parse_rfc3339(text: str) -> datetime:
@@ -288,22 +290,13 @@ def _integer(digits: str) -> int:
 
 
 def _depth(text: str) -> int:
-    """An upper bound of the nesting, in one pass of C speed: json.loads recurses once a level."""
-    depth = deepest = 0
+    """The deepest nesting, without recursion: json.loads recurses once a level."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return 0
-    in_string = escaped = False
-    for character in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                in_string = False
-        elif character == '"':
-            in_string = True
-        elif character in "[{":
+    depth = deepest = 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        character = found[0]
+        if character in "[{":
             depth += 1
             deepest = max(deepest, depth)
         elif character in "]}":

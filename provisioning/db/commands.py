@@ -1,5 +1,7 @@
 """The outbox, MQTT sessions, releases, assignments and leases: reads and writes."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
@@ -22,6 +24,14 @@ _DUE = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a message stands: in which session of its device, with which sequence."""
+
+    session: str
+    sequence: int
+
+
 def add(tx: Connection, row: dict[str, Any]) -> None:
     """Insert a command."""
     tx.execute(insert(command), row)
@@ -37,11 +47,12 @@ def due(tx: Connection, now: int, most: int) -> list[Record]:
     return list(tx.execute(_DUE, {"now": now, "most": most}))
 
 
-def next_sequence(tx: Connection, device_id: str) -> int:
-    """The next sequence of what goes down to a device."""
+def next_sequence(tx: Connection, device_id: str) -> Place | None:
+    """The next place of what goes down to a device; None where it has no session (any more)."""
     mine = session.c.device_id == device_id
     tx.execute(update(session).where(mine).values(down_sequence=session.c.down_sequence + 1))
-    return int(tx.execute(select(session.c.down_sequence).where(mine)).scalar_one())
+    row = tx.execute(select(session.c.session, session.c.down_sequence).where(mine)).first()
+    return None if row is None else Place(row.session, row.down_sequence)
 
 
 def set_body(tx: Connection, message_id: str, body: bytes) -> None:
@@ -55,9 +66,12 @@ def sent(tx: Connection, message_id: str, *, next_try_at: int) -> None:
     tx.execute(one.values(tries=command.c.tries + 1, next_try_at=next_try_at))
 
 
-def finish(tx: Connection, message_id: str, *, state: str, result: str | None = None) -> bool:
-    """End a pending command. False where it had ended already."""
-    mine = (command.c.message_id == message_id, command.c.state == "pending")
+def finish(
+    tx: Connection, message_id: str, *, state: str, result: str | None = None, device_id: str | None = None
+) -> bool:
+    """End a pending command. False where it had ended already, or is not that device's."""
+    mine = [command.c.message_id == message_id, command.c.state == "pending"]
+    mine += [] if device_id is None else [command.c.device_id == device_id]
     return tx.execute(update(command).where(*mine).values(state=state, result=result)).rowcount == 1
 
 
@@ -71,6 +85,13 @@ def expire(tx: Connection, now: int) -> int:
     """End all pending commands whose time is over."""
     late = update(command).where(command.c.state == "pending", command.c.expires_at <= now)
     return tx.execute(late.values(state="expired")).rowcount
+
+
+def forget_said(tx: Connection, kinds: Sequence[str], before: int, most: int) -> int:
+    """Drop at most so many ended commands of these kinds that were last sent before then."""
+    ended = (command.c.state.in_(("done", "expired", "failed")), command.c.next_try_at < before)
+    old = select(command.c.message_id).where(*ended, command.c.kind.in_(kinds)).limit(most)
+    return tx.execute(delete(command).where(command.c.message_id.in_(old))).rowcount
 
 
 def hurry(tx: Connection, device_id: str, now: int) -> None:

@@ -1,10 +1,10 @@
 """Devices, stations, policies: reads and writes. Each function takes a connection and nothing else that changes."""
 
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, update
 
-from provisioning.db.prepared import Prepared
+from provisioning.db.prepared import Prepared, PreparedSelect
 from provisioning.db.tables import Assignment, Device, Operator, Policy, Release, Station, table_of
 
 Record = Row[Any]
@@ -14,7 +14,7 @@ device, station, policy, operator = (table_of(row) for row in (Device, Station, 
 assignment, release = table_of(Assignment), table_of(Release)
 
 _NEWEST_POLICY = select(policy).where(policy.c.model == bindparam("model")).order_by(policy.c.version.desc()).limit(1)
-_NEWEST_POLICY_ID = (
+_NEWEST_POLICY_ID = PreparedSelect(
     select(policy.c.id).where(policy.c.model == bindparam("model")).order_by(policy.c.version.desc()).limit(1)
 )
 _SHOWN = ("ak_name", "ak_public", "reset_count", "restart_count", "clock", "clock_safe", "firmware_version")
@@ -37,9 +37,9 @@ _ATTESTED = Prepared(
         **{name: bindparam(f"new_{name}") for name in _SHOWN},
     )
 )
-_BY_ID = select(device).where(device.c.id == bindparam("id"))
-_BY_EK = select(device).where(device.c.ek_id == bindparam("ek_id"))
-_BY_SERIAL = select(device).where(device.c.serial == bindparam("serial"))
+_BY_ID = PreparedSelect(select(device).where(device.c.id == bindparam("id")))
+_BY_EK = PreparedSelect(select(device).where(device.c.ek_id == bindparam("ek_id")))
+_BY_SERIAL = PreparedSelect(select(device).where(device.c.serial == bindparam("serial")))
 _ASSIGNED = (
     select(assignment.c.state, release)
     .join(release, release.c.target == assignment.c.target)
@@ -57,17 +57,17 @@ _COMMITTED = (
 
 def by_id(tx: Connection, device_id: str) -> Record | None:
     """The device of that id."""
-    return tx.execute(_BY_ID, {"id": device_id}).first()
+    return cast("Record | None", _BY_ID.first(tx, {"id": device_id}))
 
 
 def by_ek(tx: Connection, ek_id: str) -> Record | None:
     """The device whose EK has that id."""
-    return tx.execute(_BY_EK, {"ek_id": ek_id}).first()
+    return cast("Record | None", _BY_EK.first(tx, {"ek_id": ek_id}))
 
 
 def by_serial(tx: Connection, serial: str) -> Record | None:
     """The device of that serial."""
-    return tx.execute(_BY_SERIAL, {"serial": serial}).first()
+    return cast("Record | None", _BY_SERIAL.first(tx, {"serial": serial}))
 
 
 def by_name(tx: Connection, name: str) -> Record | None:
@@ -117,8 +117,8 @@ def newest_policy(tx: Connection, model: str) -> Record | None:
 
 def newest_policy_id(tx: Connection, model: str) -> int | None:
     """The row of the policy in force for a model."""
-    found: int | None = tx.execute(_NEWEST_POLICY_ID, {"model": model}).scalar()
-    return found
+    found = _NEWEST_POLICY_ID.first(tx, {"model": model})
+    return None if found is None else int(found.id)
 
 
 def policy_by_id(tx: Connection, policy_id: int) -> Record | None:

@@ -1,18 +1,18 @@
 """Challenges, certificates, attestations, refusals: reads and writes."""
 
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from provisioning.db.devices import Record
-from provisioning.db.prepared import Prepared, prepared_insert
+from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
 from provisioning.db.tables import Attestation, BootLog, Certificate, Crl, Enrollment, RefusalRow, table_of
 
 enrollment, certificate, attestation = table_of(Enrollment), table_of(Certificate), table_of(Attestation)
 boot_log, refusal, crl = table_of(BootLog), table_of(RefusalRow), table_of(Crl)
 
 _INSERT_ENROLLMENT = prepared_insert(enrollment)
-_ENROLLMENT = select(enrollment).where(enrollment.c.id == bindparam("id"))
+_ENROLLMENT = PreparedSelect(select(enrollment).where(enrollment.c.id == bindparam("id")))
 _TAKE = Prepared(
     update(enrollment)
     .where(enrollment.c.id == bindparam("one"), enrollment.c.state == "open")
@@ -42,8 +42,10 @@ _SUPERSEDE = Prepared(
     )
     .values(state="superseded", revoke_at=bindparam("end"))
 )
-_OF_REQUEST = select(certificate).where(
-    or_(certificate.c.enrollment_id == bindparam("id"), certificate.c.key_id == bindparam("key_id"))
+_OF_REQUEST = PreparedSelect(
+    select(certificate).where(
+        or_(certificate.c.enrollment_id == bindparam("id"), certificate.c.key_id == bindparam("key_id"))
+    )
 )
 _BY_SERIAL = select(certificate).where(certificate.c.serial == bindparam("serial"))
 _BY_KEY = select(certificate).where(certificate.c.key_id == bindparam("key_id"))
@@ -61,13 +63,7 @@ def add(tx: Connection, row: dict[str, Any]) -> None:
 
 def get(tx: Connection, enrollment_id: str) -> Record | None:
     """The challenge of that id."""
-    return tx.execute(_ENROLLMENT, {"id": enrollment_id}).first()
-
-
-def open_count(tx: Connection, now: int) -> int:
-    """How many challenges are open and not expired."""
-    counted = select(func.count()).where(enrollment.c.expires_at > now, enrollment.c.state == "open")
-    return int(tx.execute(counted).scalar_one())
+    return cast("Record | None", _ENROLLMENT.first(tx, {"id": enrollment_id}))
 
 
 def passed_since(tx: Connection, device_id: str, since: int) -> int:
@@ -91,10 +87,10 @@ def close(tx: Connection, enrollment_id: str, **columns: object) -> None:
     tx.execute(update(enrollment).where(enrollment.c.id == enrollment_id).values(secret=None, **columns))
 
 
-def forget_expired(tx: Connection, before: int) -> int:
-    """Drop challenges that expired before then and were never answered."""
-    gone = delete(enrollment).where(enrollment.c.expires_at < before, enrollment.c.state == "open")
-    return tx.execute(gone).rowcount
+def forget_unpassed(tx: Connection, before: int, most: int) -> int:
+    """Drop at most so many challenges that expired before then and earned nothing: anybody may cause them."""
+    old = select(enrollment.c.id).where(enrollment.c.expires_at < before, enrollment.c.state != "passed").limit(most)
+    return tx.execute(delete(enrollment).where(enrollment.c.id.in_(old))).rowcount
 
 
 def add_certificate(tx: Connection, row: dict[str, Any]) -> None:
@@ -114,7 +110,7 @@ def certificate_of_enrollment(tx: Connection, enrollment_id: str) -> Record | No
 
 def certificates_of_request(tx: Connection, enrollment_id: str | None, key_id: str) -> list[Record]:
     """The certificate, reserved or issued, that answers this challenge, and all over the same key."""
-    return list(tx.execute(_OF_REQUEST, {"id": enrollment_id, "key_id": key_id}))
+    return _OF_REQUEST.all(tx, {"id": enrollment_id, "key_id": key_id})
 
 
 def certificate_by_serial(tx: Connection, serial: str) -> Record | None:
@@ -237,15 +233,18 @@ def newest_refusal_of(tx: Connection, device_id: str) -> Record | None:
     return tx.execute(mine.order_by(refusal.c.at.desc(), refusal.c.id.desc()).limit(1)).first()
 
 
-def forget_strangers(tx: Connection, keep: int) -> int:
-    """Drop all but the newest refusals of unknown senders."""
-    strangers = select(refusal.c.id).where(refusal.c.device_id.is_(None))
-    oldest = strangers.order_by(refusal.c.at.desc(), refusal.c.id.desc()).offset(keep).limit(10_000)
-    ids = [row[0] for row in tx.execute(oldest)]
-    return tx.execute(delete(refusal).where(refusal.c.id.in_(ids))).rowcount if ids else 0
+def forget_strangers(tx: Connection, keep: int, before: int, most: int) -> int:
+    """Drop at most so many refusals, from before then, of senders that proved nothing; the newest `keep` stay.
+
+    Also of those who named a device: whoever knows its EK certificate can cause them.
+    """
+    strangers = select(refusal.c.id, refusal.c.at).where(refusal.c.own.is_(False))
+    old = strangers.order_by(refusal.c.at.desc(), refusal.c.id.desc()).offset(keep).limit(most).subquery()
+    gone = select(old.c.id).where(old.c.at < before)
+    return tx.execute(delete(refusal).where(refusal.c.id.in_(gone))).rowcount
 
 
 def refusals_of_strangers(tx: Connection, since: int, until: int) -> int:
-    """How many refusals of unknown senders fell in a span."""
-    strangers = (refusal.c.device_id.is_(None), refusal.c.at >= since, refusal.c.at < until)
+    """How many refusals of senders that proved nothing fell in a span."""
+    strangers = (refusal.c.own.is_(False), refusal.c.at >= since, refusal.c.at < until)
     return int(tx.execute(select(func.count()).where(*strangers)).scalar_one())

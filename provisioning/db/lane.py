@@ -80,7 +80,11 @@ class Lane:
                 if len(group) == MOST_AT_ONCE or self._waiting.empty():
                     break
                 job = self._waiting.get()
-            self._carry_out(group)
+            try:
+                self._carry_out(group)
+            except BaseException as error:  # noqa: BLE001  a thread that died would leave everybody waiting for ever
+                for waiting in group:
+                    waiting.error = waiting.error or error
             _answer(group)
             if job is None:
                 return
@@ -102,7 +106,9 @@ def _deliver(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.future is None or job.future.done():
             continue
-        if job.error is not None:
+        if isinstance(job.error, StopIteration):  # which no future takes
+            job.future.set_exception(RuntimeError("the work raised StopIteration"))
+        elif job.error is not None:
             job.future.set_exception(job.error)
         else:
             job.future.set_result(job.result)

@@ -4,23 +4,20 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from provisioning.db.lane import Job, Lane, LaneFull
+from provisioning.db.prepared import driver_refusal
 from provisioning.refusals import StorageUnavailable
 
 T = TypeVar("T")
 Write = Callable[[Connection], T]
-
-DEFECTS = (IntegrityError, ProgrammingError, DataError)
-"""What a database refuses because the write was wrong. Everything else is the database's own trouble."""
 
 
 class Ledger:
     """Runs writes in groups.
 
     A write touches nothing but its connection and decides before it writes: if one of a group raises, the whole
-    group is rolled back and run again one by one, so that one bad row fails nobody else.
+    group is rolled back and run again without it, so that one bad row fails nobody else, and costs nobody the group.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -47,21 +44,27 @@ class Ledger:
         self._engine.dispose()
 
     def _commit(self, group: Sequence[Job]) -> None:
-        try:
-            with self._engine.begin() as tx:
-                for job in group:
-                    job.result = job.work(tx)
-        except BaseException as error:  # noqa: BLE001  any failure goes to the caller whose write it was
-            if len(group) == 1:
-                group[0].error = _named(error)
-                return
-            for job in group:
-                self._commit([job])
+        waiting = [list(group)]
+        while waiting:
+            some = waiting.pop()
+            at = -1
+            try:
+                with self._engine.begin() as tx:
+                    for at, job in enumerate(some):  # noqa: B007  where it came to
+                        job.result = job.work(tx)
+                    at = len(some)
+            except BaseException as error:  # noqa: BLE001  any failure goes to the caller whose write it was
+                if at < 0 or len(some) == 1:  # nothing was begun: the database is held or gone, for all of them
+                    for job in some:
+                        job.error = self._named(error)
+                elif at == len(some):  # the commit failed: the rows may fit one by one
+                    waiting += [[job] for job in reversed(some)]
+                else:
+                    waiting += [piece for piece in (some[at + 1 :], [some[at]], some[:at]) if piece]
 
-
-def _named(error: BaseException) -> BaseException:
-    if not isinstance(error, DBAPIError) or isinstance(error, DEFECTS):
-        return error
-    refusal = StorageUnavailable(expected="a durable write", actual=type(error.orig).__name__)
-    refusal.__cause__ = error
-    return refusal
+    def _named(self, error: BaseException) -> BaseException:
+        if (name := driver_refusal(self._engine, error)) is None:
+            return error
+        refusal = StorageUnavailable(expected="a durable write", actual=name)
+        refusal.__cause__ = error
+        return refusal

@@ -7,9 +7,9 @@ from typing import TypeVar, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError
 
 from provisioning.db.lane import Job, Lane, LaneFull
+from provisioning.db.prepared import driver_refusal
 from provisioning.refusals import StorageUnavailable
 
 T = TypeVar("T")
@@ -47,23 +47,22 @@ class Store:
 
     def _read(self, group: Sequence[Job]) -> None:
         try:
-            with self._engine.connect() as connection:
+            with self._engine.begin() as connection:
                 for job in group:
                     try:
                         job.result = job.work(connection)
                     except BaseException as error:  # noqa: BLE001  it goes to the caller whose read it was
-                        job.error = _named(error)
-        except DBAPIError as error:  # no connection: nobody was served
+                        job.error = self._named(error)
+        except BaseException as error:  # noqa: BLE001  no connection: nobody was served
             for job in group:
-                job.error = _named(error)
+                job.error = self._named(error)
 
-
-def _named(error: BaseException) -> BaseException:
-    if not isinstance(error, DBAPIError):
-        return error
-    refusal = StorageUnavailable(expected="a readable database", actual=type(error.orig).__name__)
-    refusal.__cause__ = error
-    return refusal
+    def _named(self, error: BaseException) -> BaseException:
+        if (name := driver_refusal(self._engine, error)) is None:
+            return error
+        refusal = StorageUnavailable(expected="a readable database", actual=name)
+        refusal.__cause__ = error
+        return refusal
 
 
 def open_sqlite(path: Path, *, read_only: bool) -> Engine:
