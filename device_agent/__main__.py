@@ -47,13 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(chosen.data_dir)
         _set_up_openssl(config)
         command: Callable[[AgentConfig, argparse.Namespace], int] = _COMMANDS[chosen.command]
-        return command(config, chosen)
+        status = command(config, chosen)
+        sys.stdout.flush()
+        return status
     except ConfigMistake as mistake:
         return _fail(USAGE, mistake)
+    except BrokenPipeError:  # the reader had enough; nor is anything more written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
     except OSError as error:
         return _fail(REFUSED, f"{error.filename or 'system'}: {error.strerror or error}")
-    except BrokenPipeError:
-        return REFUSED
 
 
 def _run(config: AgentConfig, _: argparse.Namespace) -> int:
@@ -129,12 +132,20 @@ def _parser() -> argparse.ArgumentParser:
         "muster-agent", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|enroll|status|doctor")
-    commands.add_parser("run", parents=[shared], help="enroll if needed, then stay connected until stopped")
-    enroll = commands.add_parser("enroll", parents=[shared], help="get the device's certificate and end")
+
+    def add(name: str, does: str, example: str) -> argparse.ArgumentParser:
+        text = f"example:\n  muster-agent {name} --data-dir /etc/muster-agent{example}\n"
+        shape = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(
+            name, parents=[shared], help=does, description=f"{does}.", epilog=text, formatter_class=shape
+        )
+
+    add("run", "enroll if needed, then stay connected until stopped", "")
+    enroll = add("enroll", "get the device's certificate and end", " -o json")
     enroll.add_argument("--again", action="store_true", help="although there is a valid certificate")
     enroll.add_argument("--wait", action="store_true", help="do not give up while the service may still say yes")
-    commands.add_parser("status", parents=[shared], help="identity, dates, trust, slot; asks nobody")
-    commands.add_parser("doctor", parents=[shared], help="examine TPM, TLS key, anchor, clock, service, files")
+    add("status", "identity, dates, trust, slot; asks nobody", " -o json")
+    add("doctor", "examine TPM, TLS key, anchor, clock, service, files", "")
     return parser
 
 

@@ -15,8 +15,11 @@ from device_agent.mqtt import Arrived, Connected, Event, Lost
 from device_agent.presence import Presence
 from device_agent.rotate import NewPairUnusable, Rotation
 from device_agent.session import Dropped, Session, next_session_number
+from device_agent.state import StateDamaged
+from device_agent.tpm import DeviceKeyUnusable, TpmFailure
 from device_agent.trust import Trust
 from device_agent.updates import TRIAL_SECONDS, UPDATE_FAILURES, Updates
+from ota.refusals import UpdateRefused
 from wire.messages import Hello, Renew
 from wire.problems import Reaction
 
@@ -25,6 +28,7 @@ TICK_SECONDS = 1.0
 TRUST_SECONDS = 6 * 3600.0
 RENEW_AGAIN_SECONDS = 3600.0
 ANSWER_FIRST_SECONDS = 20.0
+UPDATE_FIRST_SECONDS, UPDATE_MOST_SECONDS = 60.0, 6 * 3600.0
 DIAL_FIRST_SECONDS = 0.5
 HELLO_FIRST_SECONDS = 3.0
 
@@ -49,6 +53,7 @@ class Agent:
         self._hello_backoff = Backoff(jitter, first=HELLO_FIRST_SECONDS)
         self._answer_backoff = Backoff(jitter, first=ANSWER_FIRST_SECONDS)
         self._install_backoff = Backoff(jitter)
+        self._update_backoff = Backoff(jitter, first=UPDATE_FIRST_SECONDS, most=UPDATE_MOST_SECONDS)
         self._swapped = False
         self._jobs: dict[str, Callable[[], None]] = {
             "dial": self._dial,
@@ -58,7 +63,7 @@ class Agent:
             "install": self._install,
             "renew": self._renew,
             "trust": self._refresh_trust,
-            "update": lambda: self._try_update(self._updates.check),
+            "update": self._look_for_update,
             "trial": self._end_trial,
         }
 
@@ -71,8 +76,8 @@ class Agent:
         except AttemptFailure as failure:
             log.error("agent-ends", reason=failure)
             return Ended.REFUSED
+        self._come_up(trust, pair)
         try:
-            self._come_up(trust, pair)
             return self._loop()
         finally:
             self._presence.hang_up()
@@ -103,11 +108,14 @@ class Agent:
         if self._updates.is_on_trial:
             self._later("trial", TRIAL_SECONDS)
             self._try_update(self._updates.after_boot)
+        if self._updates.is_begun and not self._updates.is_on_trial:  # the word to look was said before power was lost
+            self._later("update", self._update_backoff.next())
 
     def _ready(self) -> tuple[Trust, Pair]:
         """An identity that is valid now, and trust. Raises: Stopped, any of `AttemptFailure`."""
         pair = self._device.identity.current()
-        if pair is None or self._device.now() >= pair.certificate.not_valid_after_utc:
+        ended = pair is not None and self._device.now() >= pair.certificate.not_valid_after_utc
+        if pair is None or ended or not self._holds_key_of(pair):
             pair = enroll_until_done(self._device)
         backoff = Backoff(self._device.host.jitter)
         while True:
@@ -120,6 +128,21 @@ class Agent:
                 log.warning("no-trust", reason=failure, again_in_seconds=round(wait))
                 if self._device.host.pause(wait):
                     raise Stopped from failure
+
+    def _holds_key_of(self, pair: Pair) -> bool:
+        """Does this TPM hold the pair's key? A cleared one, or another board's, does not: the way back is enrollment.
+
+        A TPM that does not answer now says nothing about the key.
+        """
+        try:
+            with self._device.tpm.open() as tpm, tpm.loaded(pair.key_pem):
+                return True
+        except DeviceKeyUnusable as lost:
+            log.error("device-key-lost", serial=pair.serial, reason=lost)
+            return False
+        except TpmFailure as failure:
+            log.warning("device-key-not-tried", reason=failure)
+            return True
 
     def _kept_or_new(self) -> Trust:
         """An enrolled device goes on with the bundle it has while that is valid, whatever the network shows it."""
@@ -170,8 +193,8 @@ class Agent:
     def _dial(self) -> None:
         try:
             self._presence.dial()
-        except OSError as error:
-            self._lost(error.strerror or str(error))
+        except (OSError, ValueError) as error:  # ValueError: an address that cannot be one
+            self._lost(getattr(error, "strerror", None) or str(error))
 
     def _lost(self, reason: str) -> None:
         self._presence.hang_up()
@@ -253,6 +276,18 @@ class Agent:
             step()
         except UPDATE_FAILURES as failure:
             log.error("update-failed", reason=failure)
+
+    def _look_for_update(self) -> None:
+        """What failed on the way is tried again: the service says "look now" once."""
+        try:
+            again = self._updates.check()
+        except UPDATE_FAILURES as failure:
+            log.error("update-failed", reason=failure)
+            again = not isinstance(failure, StateDamaged | UpdateRefused)
+        if again:
+            self._later("update", self._update_backoff.next())
+        else:
+            self._update_backoff.reset()
 
     def _welcomed(self, recorded: int) -> None:
         """The service knows this session, and tells the release floor that it recorded."""

@@ -130,7 +130,7 @@ def _settings(file: Path) -> _Settings:
         raise ConfigMistake(f"{file}: is larger than {_FILE_MOST} bytes")
     try:
         parsed = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end
         raise ConfigMistake(f"{file}: {error}") from error
     try:
         return load(_Settings, {key: _plain(value) for key, value in parsed.items()})

@@ -4,7 +4,6 @@ The evidence is on disk before it is sent: after a lost answer or lost power the
 certificate.
 """
 
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -44,10 +43,10 @@ AttemptFailure = (
     BootLogMissing,
     StateDamaged,
     ConfigMistake,
-    ssl.SSLError,
+    OSError,
     *TRUST_FAILURES,
 )
-"""Everything that an attempt may end with."""
+"""Everything that an attempt may end with. OSError: a full disk, and TLS (ssl.SSLError is one)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ def exit_status(failure: BaseException) -> tuple[int, str]:
 
 def _left_over(device: Device) -> _Pending | None:
     """Evidence of an interrupted attempt, unless its certificate is installed already."""
-    pending = state.read_value(_Pending, _pending_file(device), PENDING_MOST)
+    pending = state.read_or_drop(_Pending, _pending_file(device), PENDING_MOST)
     current = device.identity.current()
     if pending is None or current is None or current.spki != pending.spki:
         return pending

@@ -141,6 +141,12 @@ class IdentityStore:
         details = state.read_value(IdentityDetails, folder / _DETAILS, _FILE_MOST)
         if key is None or details is None or not (folder / _CHAIN).is_file():
             raise StateDamaged(f"{folder}: is incomplete: remove {self._directory} to enroll again")
+        try:
+            x509.load_der_x509_certificate(details.certificate)
+        except ValueError as error:
+            raise StateDamaged(
+                f"{folder / _DETAILS}: holds no certificate: remove {self._directory} to enroll again"
+            ) from error
         return Pair(number, key, folder / _KEY, folder / _CHAIN, details)
 
 

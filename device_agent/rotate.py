@@ -55,8 +55,8 @@ class Rotation:
         self._file: Path = device.config.state_dir / "pending-rotation.json"
 
     def pending(self) -> Pending | None:
-        """The rotation whose certificate has not come yet. Raises: StateDamaged."""
-        return state.read_value(Pending, self._file, _PENDING_MOST)
+        """The rotation whose certificate has not come yet."""
+        return state.read_or_drop(Pending, self._file, _PENDING_MOST)
 
     def forget(self) -> None:
         """The rotation under way is over."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TypeVar
 
+from device_agent import log
 from wire.codec import MalformedMessage, decode, encode
 
 T = TypeVar("T")
@@ -80,14 +81,27 @@ def read(path: Path, limit: int) -> bytes | None:
 
 
 def read_value(cls: type[T], path: Path, limit: int) -> T | None:
-    """A value that `write_value` stored. Raises: StateDamaged, OSError."""
+    """A value that `write_value` stored. Fields of a newer agent are passed over: a release may be rolled back.
+
+    Raises: StateDamaged, OSError.
+    """
     content = read(path, limit)
     if content is None:
         return None
     try:
-        return decode(cls, content, limit=limit)
+        return decode(cls, content, limit=limit, ignore_unknown=True)
     except MalformedMessage as error:
         raise StateDamaged(f"{path}: {error}: remove it") from error
+
+
+def read_or_drop(cls: type[T], path: Path, limit: int) -> T | None:
+    """As `read_value`, for a step that can be begun anew: a damaged file is removed, and as good as none."""
+    try:
+        return read_value(cls, path, limit)
+    except StateDamaged as damage:
+        log.warning("state-dropped", reason=damage)
+        remove(path)
+        return None
 
 
 def write_value(path: Path, value: object) -> None:

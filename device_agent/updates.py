@@ -3,7 +3,6 @@
 The update path is imported when it is used: most starts of an agent have no update to do.
 """
 
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,7 +27,8 @@ T = TypeVar("T")
 
 TRIAL_SECONDS = 900.0
 """How long a release on trial may go without the service's word that its evidence is good."""
-UPDATE_FAILURES = (UpdateRefused, SourceUnavailable, StateDamaged, TpmFailure, HttpFailure, ssl.SSLError)
+UPDATE_FAILURES = (UpdateRefused, SourceUnavailable, StateDamaged, TpmFailure, HttpFailure, OSError)
+"""OSError: a full disk, and TLS (ssl.SSLError is one)."""
 
 
 class Updates:
@@ -61,13 +61,21 @@ class Updates:
             installed = None
         return (None, 0) if installed is None else (installed.version, installed.release_counter)
 
-    def check(self) -> None:
-        """Look at the repositories now, and install what is new."""
+    @property
+    def is_begun(self) -> bool:
+        """Is there a release that was assigned, and neither installed nor given up?"""
+        return (self._directory / "offer.json").exists()
+
+    def check(self) -> bool:
+        """Look at the repositories now, and install what is new. True where it failed on the way: look again."""
         from device_agent.update import check
 
+        failed = False
         with self._context() as context:
             for progress in check(context):
                 self._report(progress)
+                failed = progress.state == "failed"
+        return failed
 
     def after_boot(self) -> None:
         """Where an update stands after this start; the report goes up with the next hello."""

@@ -189,10 +189,12 @@ def load_config(directory: DataDirectory) -> Config:
 def parse_config(text: str, name: str) -> Config:
     """The configuration out of TOML; unknown keys are refused. Raises: ConfigurationRefused."""
     try:
-        config = load(Config, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        parsed = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end
         msg = f"{name}: is not TOML: {error}; correct that line"
         raise ConfigurationRefused(msg) from error
+    try:
+        config = load(Config, parsed)
     except MalformedMessage as error:
         key = error.where.rsplit(".", 1)[-1]
         line = next((n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(key)), 1)

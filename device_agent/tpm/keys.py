@@ -148,6 +148,8 @@ class Tpm:
             key = TSSPrivKey.from_pem(pem)
         except (TSS2_Exception, ValueError, TypeError) as error:
             raise DeviceKeyUnusable(f"the device key's file is damaged: {error}") from error
+        if int(key.parent) == templates.SRK_HANDLE != self.storage_parent():
+            raise DeviceKeyUnusable("the device key's parent is gone, the TPM was cleared: enroll again")
         with self._parent(int(key.parent)) as (parent, _):
             try:
                 handle = self.esapi.load(parent, key.private, key.public)

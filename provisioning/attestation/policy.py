@@ -107,7 +107,7 @@ def parse_policy(text: str) -> Policy:
         raise PolicyMalformed(expected=f"at most {POLICY_MOST} characters", actual=f"{len(text)}")
     try:
         parsed = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end
         where = str(error).replace("at end of document", f"at line {len(text.splitlines())}, the last")
         raise PolicyMalformed(expected="TOML", actual=where) from error
     try:

@@ -65,7 +65,11 @@ def measure(
         if not model or not ek_root or not manufacturer:
             raise Mistaken("--policy-toml needs --model, --ek-root and --manufacturer")
         roots = [(_pem(path), manufacturer) for path in ek_root]
-        print(policy_of(model, boot, values, roots, software_tpm=software_tpm), end="")
+        policy = policy_of(model, boot, values, roots, software_tpm=software_tpm)
+        if output is Format.JSON:
+            print_json({"model": model, "toml": policy})
+        else:
+            print(policy, end="")
     elif output is Format.JSON:
         print_json(_measured(parsed, boot, values))
     else:

@@ -59,6 +59,7 @@ def init(
     directory = directory_of(data_dir)
     if migrate or renew_tls:
         _mend(directory, migrate=migrate, renew_tls=renew_tls)
+        show(output, {"data_dir": str(directory.root), "migrated": migrate, "tls_renewed": renew_tls})
         return
     advertised = advertised_host or (socket.gethostname() if host in _EVERYWHERE else host)
     for name in (host, advertised):

@@ -92,7 +92,7 @@ def _decoded(file: Path, data: bytes) -> str:
 def _files_of(file: Path, text: str) -> list[Any]:
     try:
         roots = tomllib.loads(text).get("ek_roots", [])
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end
         raise Failed(f"{file}: is not TOML: {error}; correct that line") from error
     tables = roots if isinstance(roots, list) else []
     return [root["certificate_file"] for root in tables if isinstance(root, dict) and "certificate_file" in root]

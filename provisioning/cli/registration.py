@@ -135,7 +135,7 @@ def _from_base64(text: str) -> bytes | None:
         return None
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one; text that is not ASCII is the other
         return None
 
 

@@ -1,5 +1,6 @@
 """The real agent in virtual devices, against the real service: enrollment and its refusals, and the life afterwards."""
 
+import asyncio
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from device_agent.identity import IdentityStore
 from lab.firmware import flip_byte
 from lab.virtual import VirtualDevice
 from ota.firmware import build_image
+from provisioning import inventory
 from provisioning.app.children import kill_child, start_child, stop_child
 from tests.integration.agent_stack import AGENT, agent, running_stack, wait_for
 
@@ -297,6 +299,24 @@ def test_a_device_whose_power_is_cut_while_it_runs_comes_back(stack, boot, run):
     run(device)
     wait_for(lambda: log().count("kind=Welcome") > 1)
     assert serial_of(device) == serial
+
+
+def test_a_device_whose_tpm_was_cleared_enrolls_again_as_soon_as_that_is_approved(stack, boot, run):
+    device = boot("cleared")
+    assert agent(device, "enroll")[0] == 0
+    before = IdentityStore(state_of(device) / "identity").current()
+    device.tpm.clear()
+    device.boot_firmware()
+    child, log = run(device)
+    wait_for(lambda: "device-key-lost" in log() and "enrollment-failed" in log())
+    assert "The TPM was cleared" in log()
+    stop_child(child, 10)
+    asyncio.run(inventory.approve(stack.service, "cleared", by="test"))
+    run(device)
+    wait_for(lambda: "kind=Welcome" in log())
+    now = IdentityStore(state_of(device) / "identity").current()
+    assert now.details.device_id == before.details.device_id
+    assert now.serial != before.serial
 
 
 def test_no_authorisation_is_in_logs_arguments_or_tracebacks(boot, run):

@@ -206,6 +206,9 @@ def test_init_stands_around_what_the_demo_left(tmp_path, capsys, marker):
     assert cli.main(["init", "--ports", "free", "--data-dir", str(tmp_path / "D")]) == 0, capsys.readouterr().err
     assert load_config(DataDirectory(tmp_path / "D")).service_name == "muster.internal"
     assert sorted(path.name for path in played.iterdir()) == [marker, "summary.json"]
+    capsys.readouterr()
+    assert cli.main(["init", "--migrate", "-o", "json", "--data-dir", str(tmp_path / "D")]) == 0
+    assert json.loads(capsys.readouterr().out)["migrated"] is True
     assert [path.name for path in tmp_path.iterdir()] == ["D"]
 
 

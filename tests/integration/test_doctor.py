@@ -87,6 +87,7 @@ def damaged_page(directory):
 DAMAGES = {
     "no configuration": (remove("muster.toml"), "configuration", "is no Muster data directory", "muster init"),
     "bad configuration": (write("muster.toml", b"x = ["), "configuration", "is not TOML", "correct"),
+    "endless configuration": (write("muster.toml", b"x = " + b"9" * 5000), "configuration", "is not TOML", "correct"),
     "not UTF-8": (write("muster.toml", b"\xff"), "configuration", "is not UTF-8", "save it"),
     "an open token file": (mode("secrets/operator.token", 0o644), "permissions", "mode 644", "chmod 600"),
     "an open PIN file": (mode("secrets/root.pin", 0o640), "permissions", "mode 640", "chmod 600"),

@@ -180,3 +180,9 @@ def test_any_text_is_a_policy_or_refused_by_name(text):
             parse_policy(candidate)
         except PolicyMalformed:
             continue
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000], ids=["a number without end", "nested without end"])
+def test_toml_that_pythons_parser_chokes_on_is_refused_by_name(value):
+    with pytest.raises(PolicyMalformed):
+        parse_policy(f"model = {value}")

@@ -127,3 +127,13 @@ def test_a_root_that_is_no_pem_is_named(image, capsys):
     command = ["ota", "measure", str(image), "--policy-toml", "--model", "x", "--manufacturer", "id:00001014"]
     assert cli.main([*command, "--ek-root", str(image)]) == 1
     assert "fw.img: holds no PEM certificate" in capsys.readouterr().err
+
+
+def test_a_policy_as_json_is_json(tmp_path, capsys):
+    (tmp_path / "fw.img").write_bytes(build_image(IMAGE))
+    (tmp_path / "root.pem").write_text(pem(root().der))
+    command = ["ota", "measure", str(tmp_path / "fw.img"), "--policy-toml", "--model", "gateway", "-o", "json"]
+    assert cli.main([*command, "--ek-root", str(tmp_path / "root.pem"), "--manufacturer", "id:00001014"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model"] == "gateway"
+    assert parse_policy(printed["toml"]).release_pcrs == {8, 9}

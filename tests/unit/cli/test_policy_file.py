@@ -59,6 +59,8 @@ def test_a_policy_without_files_is_sent_as_it_is(folder):
     ("text", "said"),
     [
         ('model = "x\n', "is not TOML"),
+        ("pcrs = " + "9" * 5000, "is not TOML"),
+        ("pcrs = " + "[" * 5000, "is not TOML"),
         (b"# first\nmodel = '\xe4'\n", "line 2: is not UTF-8"),
         ('[[ek_roots]]\ncertificate_file = "nowhere.pem"\n', "line 2: {folder}/nowhere.pem: No such file"),
         (

@@ -77,6 +77,7 @@ def test_a_byte_order_mark_and_crlf_are_taken(tmp_path, eks):
         (HEADER + "GW-1,gateway,missing.pem\n", 2, "missing.pem: No such file"),
         (HEADER + "GW-1,gateway,.\n", 2, "Is a directory"),
         (HEADER + "GW-1,gateway,MIIB\n", 2, "no EK certificate that can be read"),
+        (HEADER + "GW-1,gateway,MIé.pem\n", 2, "MIé.pem: No such file"),
         (HEADER + 'GW-1,gateway,"x.pem\n', 2, "close the quotes"),
         (HEADER + "\nGW-1,gateway,a\x00b\n", 3, "ek_certificate"),
     ],

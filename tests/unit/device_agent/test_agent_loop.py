@@ -1,5 +1,7 @@
 """When the agent does what: hello until welcomed, renewal in its time, dialling again, the way back after expiry."""
 
+import contextlib
+import errno
 import queue
 import threading
 from datetime import timedelta
@@ -15,9 +17,13 @@ from device_agent.http import ServiceUnreachable
 from device_agent.identity import IdentityDetails, IdentityStore
 from device_agent.mqtt import Arrived, Connected, Lost
 from device_agent.rotate import NewPairUnusable
+from device_agent.state import StateDamaged
+from device_agent.tpm import DeviceKeyUnusable, TpmUnreachable
 from device_agent.trust import Trust
+from ota.refusals import SlotStateMalformed
+from ota.source import SourceUnavailable
 from tests.unit.device_agent.builders import DEVICE, NOW, Authority, der, new_key, spki
-from wire.messages import Hello, Installed, MqttAddress, Renew, TrustBundle, Welcome
+from wire.messages import Hello, Installed, MqttAddress, RefreshTrust, Renew, TrustBundle, Welcome
 
 CA = Authority()
 LATEST = 1.0
@@ -232,3 +238,91 @@ def test_an_enrolled_device_goes_on_with_the_trust_it_has_whatever_the_network_s
     bench.device.trust = SimpleNamespace(current=lambda: None)
     with pytest.raises(ThresholdNotMet):
         bench.agent._kept_or_new()
+
+
+def raising(failure):
+    def raises(*_):
+        raise failure
+
+    return raises
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("job", ["trust", "update", "install", "trial"])
+def test_a_full_disk_does_not_end_an_agent_that_runs(bench, monkeypatch, job):
+    monkeypatch.setattr(module, "refresh_trust", raising(FULL))
+    monkeypatch.setattr(bench.agent._rotation, "install", raising(FULL))
+    for step in ("check", "not_attested"):
+        monkeypatch.setattr(bench.agent._updates, step, raising(FULL))
+    bench.agent._due = {job: 0.0}
+    bench.pass_time(1)
+    assert bench.sent == []
+
+
+def test_a_command_that_a_full_disk_hinders_is_said_to_have_failed(bench, monkeypatch):
+    monkeypatch.setattr("device_agent.commands.refresh_trust", raising(FULL))
+    command = RefreshTrust(message_id="t", device=DEVICE, session="s", sequence=1, not_after=NOW)
+    bench.agent._commands.obey(command)
+    assert [fields["reason"] for _, fields in bench.sent] == [str(FULL)]
+
+
+def test_a_full_disk_at_the_start_is_told_as_such(bench, monkeypatch):
+    monkeypatch.setattr(module, "next_session_number", raising(FULL))
+    again = Agent(bench.device, bench.stop)
+    monkeypatch.setattr(again, "_ready", lambda: (bench.trust, bench.pair))
+    with pytest.raises(OSError, match="No space left"):
+        again.run()
+
+
+def test_an_address_that_cannot_be_one_is_a_line_that_is_lost(bench):
+    bench.refusal = ValueError("Invalid host.")
+    bench.pass_time(1)
+    assert "dial" in bench.agent._due
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [SourceUnavailable("away"), ServiceUnreachable("away"), FULL, True],
+    ids=["source", "service", "disk", "failed"],
+)
+def test_an_update_that_failed_on_the_way_is_tried_again_ever_more_slowly(bench, monkeypatch, trouble):
+    looks = []
+
+    def check():
+        looks.append(bench.seconds)
+        return raising(trouble)() if isinstance(trouble, Exception) else trouble
+
+    monkeypatch.setattr(bench.agent._updates, "check", check)
+    bench.agent._due = {"update": 0.0}
+    bench.pass_time(3600)
+    assert looks == [1, 61, 181, 421, 901, 1861]
+
+
+@pytest.mark.parametrize("end", [False, StateDamaged("names no slots"), SlotStateMalformed("boot.json")])
+def test_an_update_that_ended_is_not_looked_for_again(bench, monkeypatch, end):
+    monkeypatch.setattr(bench.agent._updates, "check", raising(end) if isinstance(end, Exception) else lambda: end)
+    bench.agent._due = {"update": 0.0}
+    bench.pass_time(1)
+    assert bench.agent._due == {}
+
+
+def test_an_update_that_a_power_cut_interrupted_is_looked_for_after_the_start(bench, tmp_path):
+    assert "update" not in bench.agent._due
+    (tmp_path / "update").mkdir()
+    (tmp_path / "update" / "offer.json").write_text("{}")
+    again = Agent(bench.device, bench.stop)
+    again._come_up(bench.trust, bench.pair)
+    assert "update" in again._due
+
+
+@pytest.mark.parametrize(
+    ("failure", "enrolls"), [(DeviceKeyUnusable("cleared"), True), (TpmUnreachable("busy"), False), (None, False)]
+)
+def test_a_key_that_the_tpm_holds_no_more_is_replaced_by_an_enrollment(bench, monkeypatch, failure, enrolls):
+    loaded = contextlib.nullcontext if failure is None else raising(failure)
+    bench.device.tpm = SimpleNamespace(open=lambda: contextlib.nullcontext(SimpleNamespace(loaded=loaded)))
+    monkeypatch.setattr(module, "trust_at_hand", lambda _: bench.trust)
+    monkeypatch.setattr(module, "enroll_until_done", lambda _: "new pair")
+    assert Agent(bench.device, bench.stop)._ready()[1] == ("new pair" if enrolls else bench.pair)

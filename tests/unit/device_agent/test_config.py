@@ -52,6 +52,8 @@ def test_a_time_of_toml_is_taken_too(tmp_path):
         ({"ownership_epoch": -1}, "ownership_epoch: is negative"),
         ({"text": "this is not TOML"}, "line 6"),
         ({"text": "hardware = 'twice'"}, "overwrite"),
+        ({"text": "ownership_epoch = " + "9" * 5000}, "agent.toml"),
+        ({"text": "slots = " + "[" * 5000}, "agent.toml"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

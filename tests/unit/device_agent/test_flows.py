@@ -194,6 +194,12 @@ def test_what_is_left_of_an_enrollment_that_ended_is_not_sent_again(stage, monke
     assert stage.bodies[0] != stage.bodies[1]
 
 
+def test_damaged_evidence_that_waits_for_its_answer_is_made_anew(stage, tmp_path):
+    (tmp_path / "pending-enrollment.json").write_bytes(b"\0" * 64)
+    stage.script = [CHALLENGE, stage.issued]
+    assert enroll_once(stage.device).details.device_id == DEVICE
+
+
 def test_retries_wait_longer_each_time_and_a_stop_is_a_stop(stage):
     stage.script = [ServiceUnreachable("away")] * 3 + [refusal(Problem.REVOKED)]
     with pytest.raises(ServiceRefused, match="MUSTER-X"):
@@ -335,3 +341,9 @@ def test_the_stage_has_what_a_device_has(stage):
     assert set(vars(stage.device)) - {"attester", "client", "now"} <= set(Device.__dataclass_fields__)
     assert {"attester", "client", "now"} <= set(dir(Device))
     assert IdentityDetails.__dataclass_fields__["ek_kind"]
+
+
+def test_a_damaged_rotation_is_begun_anew(stage, rotation, tmp_path):
+    (tmp_path / "pending-rotation.json").write_bytes(b"\0" * 64)
+    assert rotation.pending() is None
+    assert not (tmp_path / "pending-rotation.json").exists()

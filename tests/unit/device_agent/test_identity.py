@@ -1,9 +1,11 @@
 """One pair is in use at every moment; a swap is one rename."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from device_agent import state
 from device_agent.identity import IdentityDetails, IdentityStore
 from device_agent.state import StateDamaged
 from tests.unit.device_agent.builders import DEVICE, NOW, Authority, der, new_key, spki
@@ -96,4 +98,12 @@ def test_an_incomplete_pair_is_said_with_its_cure(store, file):
     pair = store.swap()
     (pair.key_file.parent / file).unlink()
     with pytest.raises(StateDamaged, match="to enroll again"):
+        store.current()
+
+
+def test_a_pair_whose_certificate_is_none_is_said_with_its_cure(store):
+    store.store_next(b"key", details(new_key()))
+    pair = store.swap()
+    state.write_value(pair.key_file.with_name("details.json"), replace(pair.details, certificate=b"0\x03rot"))
+    with pytest.raises(StateDamaged, match=r"holds no certificate: remove .*identity to enroll again"):
         store.current()

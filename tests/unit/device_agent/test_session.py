@@ -111,7 +111,7 @@ def test_arbitrary_bytes_are_dropped_and_nothing_else(octets):
 def test_a_changed_byte_never_passes(data):
     talk = Session(DEVICE, 1, entropy())
     envelope = bytearray(command(talk))
-    place = data.draw(st.integers(0, len(envelope) - 1))
+    place = data.draw(st.integers(0, 9999)) % len(envelope)  # a signature's length varies from run to run
     envelope[place] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(session.Dropped):
         talk.open_down(bytes(envelope), VERIFY, NOW)

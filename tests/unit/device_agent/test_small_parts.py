@@ -1,6 +1,9 @@
 """Log lines, waits, clocks, reactions, and the settings of OpenSSL."""
 
 import logging
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -9,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from device_agent import environment, log
+from device_agent.__main__ import main
 from device_agent.clock import SteadyClock, TimeRefused, fetch_signed_time
 from device_agent.config import ConfigMistake
 from device_agent.enroll import exit_status, reaction_to
@@ -191,3 +195,24 @@ def test_damaged_memory_is_as_good_as_none(tmp_path):
     assert recall(tmp_path).attested_until == NOW
     (tmp_path / "memory.json").write_bytes(b"{")
     assert recall(tmp_path).attested_until is None
+
+
+@pytest.mark.parametrize("command", ["run", "enroll", "status", "doctor"])
+def test_every_command_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"muster-agent {command} --data-dir" in capsys.readouterr().out.partition("example")[2]
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    (tmp_path / "agent.toml").write_text(
+        'service = "https://s"\npublic = "http://p"\nanchor = "a"\nhardware = "h"\n'
+        'build_time = "2026-11-21T12:00:00Z"\ntcti = "swtpm:path=/nowhere"\n'
+    )
+    command = [sys.executable, "-m", "device_agent", "doctor", "--data-dir", tmp_path]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

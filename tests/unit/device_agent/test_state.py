@@ -73,3 +73,17 @@ def test_values_come_back_and_damage_is_named(tmp_path):
 
 def test_removing_what_is_gone_is_fine(tmp_path):
     state.remove(tmp_path / "absent")
+
+
+def test_fields_of_a_newer_agent_are_passed_over_after_a_roll_back(tmp_path):
+    (tmp_path / "thing.json").write_bytes(b'{"colour":"red","name":"x"}')
+    assert state.read_value(Thing, tmp_path / "thing.json", 100) == Thing("x")
+
+
+def test_what_can_be_begun_anew_is_dropped_when_it_is_damaged(tmp_path):
+    path = tmp_path / "thing.json"
+    path.write_bytes(b"\0\0\0")
+    assert state.read_or_drop(Thing, path, 100) is None
+    assert not path.exists()
+    state.write_value(path, Thing("x"))
+    assert state.read_or_drop(Thing, path, 100) == Thing("x")
