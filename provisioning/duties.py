@@ -156,8 +156,7 @@ async def pump(service: Service, wire: Wire) -> None:
     """Send what is due. Without a broker nothing is due: a try would be counted that was none."""
     if not wire.connected:
         return
-    for topic, envelope in await outbox.next_commands(service):
-        wire.publish(topic, envelope)
+    await outbox.send_due(service, wire.publish)
 
 
 class CrlDuty:

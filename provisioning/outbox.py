@@ -1,6 +1,6 @@
 """The outbox: what is to be said to a device, until it is done. It is the store of record; the broker is a wire."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
@@ -10,10 +10,10 @@ from sqlalchemy import Connection
 from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.endorsement import verify_endorsement
 from provisioning.attestation.evidence import verify_attestation_key
-from provisioning.attesting import InForce, challenge_message, challenge_row, policy_for
+from provisioning.attesting import TRANSIENT, InForce, challenge_message, challenge_row, policy_for
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.journal import leaf
+from provisioning.journal import STRANGERS, leaf
 from provisioning.refusals import NotFound, Refusal
 from provisioning.service import Service
 from wire.binding import Flow, key_id
@@ -35,8 +35,14 @@ from wire.messages import (
 from wire.topics import down
 
 COMMAND_KEY = "command"
+BY_DEVICE = "device"
+"""Who ordered a command that the device itself asked for."""
 MOST_AT_ONCE = 200
+FORGOTTEN_AT_ONCE = 10_000
 BODY_MOST = 64 * 1024
+CHALLENGES_KEPT_SECONDS = 3600
+"""How long after its end a challenge that earned nothing is known, and says why."""
+SAID_KEPT_SECONDS = 24 * 3600
 
 KINDS: dict[str, type[Message]] = {
     "welcome": Welcome,
@@ -51,7 +57,9 @@ KINDS: dict[str, type[Message]] = {
 CHALLENGING: dict[str, Flow] = {"rotate": "rotate", "attest": "attest"}
 """The commands that carry a challenge: it is made when the command is sent, and again when it has expired."""
 SAID_ONCE = frozenset({"welcome", "attested", "refused", "refresh-trust", "check-for-update"})
-"""Done when it was sent: the device asks again if it was lost (with a hello, or the same evidence)."""
+"""Done when the broker has it: the device asks again if it was lost (with a hello, or the same evidence)."""
+Publish = Callable[[str, bytes], bool]
+"""`(topic, envelope)`. False: the broker did not take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +102,40 @@ async def order(service: Service, name: str, kind: str, *, by: str) -> Record:
         device = devices.by_name(tx, name)
         if device is None or device.state != "active":
             raise NotFound(expected="an active device's id or serial", actual=name)
+        doubled = commands.pending_of(tx, device.id, kind) is not None
         put(tx, service, Order(kind, device.id, by))
-        leaves.add(tx, entry)
+        if not (doubled and by == BY_DEVICE):  # else a device that repeats itself would fill the log
+            leaves.add(tx, entry)
         return device
 
     return await service.ledger.write(write)
 
 
-async def next_commands(service: Service) -> list[tuple[str, bytes]]:
-    """The envelopes that are due, with their topics: signed now, for the session that each device last said."""
+async def send_due(service: Service, publish: Publish) -> None:
+    """Publish the commands that are due, each signed now, for the session that its device last said.
+
+    A try counts, and what is said once is done, only after the broker took it: a failure before that loses nothing.
+
+    Raises: Refusal (signing or storage are out of order).
+    """
     now = service.clock()
     at = int(now.timestamp())
     due = await service.store.read(lambda tx: commands.due(tx, at, MOST_AT_ONCE))
-    envelopes = []
-    for row in due:
-        body = await _with_challenge(service, row, now) if row.kind in CHALLENGING else row.body
-        if body is None:
-            continue
-        sequence = await service.ledger.write(lambda tx, row=row: _send(tx, service, row, at))  # type: ignore[misc]  # bound now
-        envelopes.append((down(row.device_id), await _sealed(service, row, body, sequence, now)))
-    return envelopes
+    bodies = [(row, await _with_challenge(service, row, now) if row.kind in CHALLENGING else row.body) for row in due]
+    ready = [(row, body) for row, body in bodies if body is not None]
+    if not ready:
+        return
+    places = await service.ledger.write(lambda tx: [commands.next_sequence(tx, row.device_id) for row, _ in ready])
+    taken: list[Record] = []
+    try:
+        for (row, body), place in zip(ready, places, strict=True):
+            if place is None:
+                continue  # the device enrolled anew a moment ago: it says hello first
+            if publish(down(row.device_id), await _sealed(service, row, body, place, now)):
+                taken.append(row)
+    finally:
+        if taken:
+            await service.ledger.write(lambda tx: _sent(tx, service, taken, at))
 
 
 def challenge_id(command: Record) -> str:
@@ -122,36 +144,43 @@ def challenge_id(command: Record) -> str:
     return str(challenge.get("enrollment_id", ""))
 
 
+def earlier_challenges(command: Record) -> list[str]:
+    """The ids of the challenges that the command's last one replaced, because nobody had answered them in time."""
+    return [str(one) for one in parse_json(command.body, limit=BODY_MOST).get("earlier", [])]
+
+
 async def expire(service: Service) -> None:
-    """End the commands, and forget the challenges, whose time is over."""
+    """End the commands whose time is over; forget what nobody will ask for again, a piece at a time."""
     at = int(service.clock().timestamp())
-    keep = at - 24 * 3600
-
-    def write(tx: Connection) -> None:
-        commands.expire(tx, at)
-        enrollments.forget_expired(tx, keep)
-        enrollments.forget_strangers(tx, service.config.limits.unknown_refusals)
-
-    await service.ledger.write(write)
-
-
-def _send(tx: Connection, service: Service, row: Record, at: int) -> int:
-    sequence = commands.next_sequence(tx, row.device_id)
-    if row.kind in SAID_ONCE:
-        commands.finish(tx, row.message_id, state="done")
-    wait = service.config.commands.retry_seconds * 2 ** min(row.tries, 5)
-    commands.sent(tx, row.message_id, next_try_at=at + wait)
-    return sequence
+    keep, most = service.config.limits.unknown_refusals, FORGOTTEN_AT_ONCE
+    await service.ledger.write(lambda tx: commands.expire(tx, at))
+    pieces: tuple[Callable[[Connection], int], ...] = (
+        lambda tx: enrollments.forget_unpassed(tx, at - CHALLENGES_KEPT_SECONDS, most),
+        lambda tx: commands.forget_said(tx, sorted(SAID_ONCE), at - SAID_KEPT_SECONDS, most),
+        # those only that a leaf has counted
+        lambda tx: enrollments.forget_strangers(tx, keep, leaves.newest_at(tx, STRANGERS), most),
+    )
+    for forget in pieces:
+        while await service.ledger.write(forget) == most:
+            pass
 
 
-async def _sealed(service: Service, row: Record, body: bytes, sequence: int, now: datetime) -> bytes:
+def _sent(tx: Connection, service: Service, rows: Sequence[Record], at: int) -> None:
+    for row in rows:
+        if row.kind in SAID_ONCE:
+            commands.finish(tx, row.message_id, state="done")
+        wait = service.config.commands.retry_seconds * 2 ** min(row.tries, 5)
+        commands.sent(tx, row.message_id, next_try_at=at + wait)
+
+
+async def _sealed(service: Service, row: Record, body: bytes, place: commands.Place, now: datetime) -> bytes:
     kind = KINDS[row.kind]
     not_after = now + timedelta(seconds=service.config.commands.lifetime_seconds)
     head = {
         "message_id": row.message_id,
         "device": row.device_id,
-        "session": row.session,
-        "sequence": sequence,
+        "session": place.session,
+        "sequence": place.sequence,
         "not_after": not_after,
     }
     payload = encode({**head, **_fields(kind, body)})
@@ -174,10 +203,13 @@ async def _with_challenge(service: Service, row: Record, now: datetime) -> bytes
     try:
         challenge, insert = await _challenge(service, CHALLENGING[row.kind], row.device_id, now)
     except Refusal as refusal:
+        if refusal.problem in TRANSIENT:
+            raise  # not this command's fault
         failed = f"{refusal.code}: {refusal.title}"
         await service.ledger.write(lambda tx: commands.finish(tx, row.message_id, state="failed", result=failed))
         return None
-    body = encode({"challenge": challenge})
+    earlier = [*stored.get("earlier", []), stored["challenge"]["enrollment_id"]] if "challenge" in stored else []
+    body = encode({"challenge": challenge, "earlier": earlier})
 
     def write(tx: Connection) -> None:
         enrollments.add(tx, insert)

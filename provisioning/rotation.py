@@ -5,6 +5,7 @@ and of a higher sequence than the one before; its effect is idempotent.
 """
 
 import hashlib
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 
@@ -21,7 +22,14 @@ from provisioning.db.devices import Record
 from provisioning.issuance.tbs import assemble
 from provisioning.issuing import IssuedCertificate, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
-from provisioning.refusals import MessageNotAuthentic, MessageOutOfOrder, Refusal, RequestMalformed
+from provisioning.refusals import (
+    ActivationProofWrong,
+    ChallengeExpired,
+    MessageNotAuthentic,
+    MessageOutOfOrder,
+    Refusal,
+    RequestMalformed,
+)
 from provisioning.service import Service
 from wire.binding import Flow
 from wire.codec import MalformedMessage, decode, encode
@@ -42,6 +50,8 @@ from wire.messages import (
 KIND = {PAYLOAD_TYPE[kind]: kind for kind in UP}
 FINAL_STATES = frozenset({"committed", "rolled_back", "failed", "refused", "superseded"})
 USABLE = ("issued", "superseded")
+SEQUENCE_MOST = 2**62
+"""The service counts on from what a device reports: there must be room above it in 64 bits."""
 
 
 async def receive(service: Service, device_id: str, envelope: bytes) -> None:
@@ -69,13 +79,15 @@ async def receive(service: Service, device_id: str, envelope: bytes) -> None:
         case AttestationEvidence():
             await _attestation_evidence(service, message)
         case Renew():
-            await outbox.order(service, device_id, "rotate", by="device")
+            await outbox.order(service, device_id, "rotate", by=outbox.BY_DEVICE)
         case UpdateReport():
             await _update_report(service, message)
         case Failed():
             failed = message
             await service.ledger.write(
-                lambda tx: commands.finish(tx, failed.in_reply_to, state="failed", result=failed.reason)
+                lambda tx: commands.finish(
+                    tx, failed.in_reply_to, state="failed", result=failed.reason, device_id=device_id
+                )
             )
 
 
@@ -119,6 +131,8 @@ def _is_signed(certificate: bytes, signature: bytes, message: bytes) -> bool:
 async def _hello(service: Service, hello: Hello, signer: Record) -> None:
     """A session begins, or goes on after a reconnect: what waits for this device is due now."""
     at = int(service.clock().timestamp())
+    if not 0 <= hello.last_sequence <= SEQUENCE_MOST:
+        raise RequestMalformed(expected=f"a sequence from 0 to {SEQUENCE_MOST}", actual=hello.last_sequence)
 
     def write(tx: Connection) -> None:
         known = commands.session_of(tx, hello.device)
@@ -154,6 +168,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
     """Step 3 of a rotation: the same checks, the same road to issue."""
     command = await _command(service, message.in_reply_to, message.device, "rotate")
     received = encode(message.evidence)
+    await _not_late(service, "rotate", command, message.evidence.activation_proof, message.evidence.csr)
     taken = await _take(service, "rotate", command, hashlib.sha256(received).digest())
     if taken.answer is not None:
         await service.ledger.write(lambda tx: commands.hurry(tx, message.device, int(service.clock().timestamp())))
@@ -222,6 +237,7 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     """The answer to an attest command: the platform again, without a new key."""
     command = await _command(service, message.in_reply_to, message.device, "attest")
     received = encode(message.evidence)
+    await _not_late(service, "attest", command, message.evidence.activation_proof, b"")
     taken = await _take(service, "attest", command, hashlib.sha256(received).digest())
     now = service.clock()
     expires = now + timedelta(seconds=service.config.lifetimes.attestation_seconds)
@@ -268,14 +284,14 @@ async def _update_report(service: Service, message: UpdateReport) -> None:
             message.version,
             message.release_counter,
         )
-        if not ours or release is None:
+        if not ours or release is None or assigned is None:
             return
         commands.report_assignment(tx, message.device, state=message.state, detail=message.detail, now=at)
         if message.state == "health_check":
             outbox.put(tx, service, outbox.Order("attest", message.device, "service"))
         if message.state == "committed":
             devices.change(tx, message.device, release_version=release.version, release_counter=release.release_counter)
-        if message.state in FINAL_STATES:
+        if message.state in FINAL_STATES and assigned.state != message.state:  # said again is not done again
             leaves.add(tx, entry)
 
     await service.ledger.write(write)
@@ -296,6 +312,20 @@ async def _command(service: Service, message_id: str, device_id: str, kind: str)
     if command is None or command.device_id != device_id or command.kind != kind:
         raise MessageOutOfOrder(expected=f"the answer to a {kind} command", actual=message_id)
     return command
+
+
+async def _not_late(service: Service, flow: Flow, command: Record, proof: bytes, csr: bytes) -> None:
+    """A device that was away may answer a challenge that was replaced since: no fault of its own, and no answer.
+
+    It is asked again. Raises: ChallengeExpired.
+    """
+    for earlier in outbox.earlier_challenges(command):
+        known = await service.store.read(lambda tx, one=earlier: attesting.open_challenge(tx, service, flow, one))  # type: ignore[misc]  # bound now
+        if known is None:
+            continue
+        with suppress(ActivationProofWrong):
+            verify_activation(proof, csr, known)
+            raise ChallengeExpired(expected="an answer to the last challenge", actual="one to an earlier challenge")
 
 
 async def _take(service: Service, flow: Flow, command: Record, digest: bytes) -> attesting.Taken:

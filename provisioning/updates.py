@@ -6,6 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from hsm.errors import HsmError
 from ota.bundle import published_bundle
 from ota.director import director_metadata, next_version
 from ota.files import read_at_most
@@ -17,7 +18,7 @@ from provisioning import outbox
 from provisioning.db import commands, devices, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, ReleaseRefused
+from provisioning.refusals import NotFound, ReleaseRefused, SigningUnavailable
 from provisioning.service import Service
 
 DIRECTOR_KEY = "director-online"
@@ -98,7 +99,7 @@ async def director_file(service: Service, device_id: str, name: str) -> bytes:
 
     Asking for `timestamp.json` makes a fresh generation; the files that it leads to are kept until the next one.
 
-    Raises: NotFound.
+    Raises: NotFound, SigningUnavailable.
     """
     if name.startswith("metadata/") and name.endswith(".root.json"):
         path = service.directory.director / name
@@ -126,7 +127,13 @@ async def _new_generation(service: Service, device_id: str) -> None:
     root = await asyncio.to_thread(_newest_root, service)
     target = None if release is None else _target(release)
     key, next_one = service.keys.key(DIRECTOR_KEY), next_version(version, now)
-    files = await asyncio.to_thread(director_metadata, root, device_id, target, next_one, key, now, assignment=named)
+    try:
+        async with asyncio.timeout(service.config.hsm.deadline_seconds):
+            files = await asyncio.to_thread(
+                director_metadata, root, device_id, target, next_one, key, now, assignment=named
+            )
+    except (HsmError, TimeoutError) as error:
+        raise SigningUnavailable(expected="the Director's signatures", actual=type(error).__name__) from error
     text = json.dumps({"assignment": named, "files": {name: content.decode() for name, content in files.items()}})
     await service.ledger.write(lambda tx: commands.put_director_metadata(tx, device_id, next_one, text))
 

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from aiohttp import web
 
+from provisioning.access.rates import GLOBAL, Rate, RateTable
 from provisioning.enrollment import begin_enrollment, complete_enrollment
 from provisioning.factory import register
 from provisioning.http.auth import device_of, station_of
-from provisioning.http.exchange import NO_STORE, Call, Route, reply
+from provisioning.http.exchange import NO_STORE, Call, Route, reply, too_many
 from provisioning.http.files import send_file
 from provisioning.http.public import trust_file
 from provisioning.refusals import Busy, RequestMalformed
@@ -44,11 +46,27 @@ class InFlight:
         self.count -= 1
 
 
+@dataclass(slots=True)
+class Pace:
+    """How often a challenge may be asked for by all senders together: a second's worth at once, then evenly."""
+
+    rates: RateTable | None = None
+
+    def admit(self, per_second: int) -> None:
+        """Count one request. Raises: TooManyRequests."""
+        if self.rates is None:
+            self.rates = RateTable(Rate(per_second, per_second))
+        if (wait := self.rates.wait_seconds(GLOBAL, monotonic())) > 0:
+            raise too_many(wait)
+
+
 def routes(enrollments: InFlight) -> list[Route]:
     """What the device listener serves."""
+    pace = Pace()
 
     async def begin(call: Call) -> web.Response:
         request = await call.message(EnrollmentRequest, ENROLLMENT_BODY_MOST)
+        pace.admit(call.service.config.limits.enrollments_per_second)
         with enrollments:
             return reply(await begin_enrollment(call.service, request, source=call.source), 201)
 

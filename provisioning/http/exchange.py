@@ -170,7 +170,7 @@ class Dispatcher:
             if request.version not in _VERSIONS:  # the parser also takes 0.9, whose answers have no head
                 raise RequestMalformed(expected="HTTP/1.1", actual="another version")
             if (wait := self._rates.wait_seconds(source, monotonic())) > 0:
-                raise _too_many(wait)
+                raise too_many(wait)
             route, parameters = self._find(request.method, request.rel_url.raw_path)
             label, detailed = route.path, route.detailed
             answer = await route.handler(Call(self._service, request, parameters, source, arrived))
@@ -248,7 +248,8 @@ def _pattern(path: str) -> str:
     return "/".join(parts)
 
 
-def _too_many(wait: float) -> TooManyRequests:
+def too_many(wait: float) -> TooManyRequests:
+    """The refusal of who asks too often, with the time to wait."""
     refusal = TooManyRequests()
     refusal.retry_after_seconds = retry_after(wait)
     return refusal

@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 
 from lab.ekca import create_ek_ca
 from lab.swtpm import fresh_tpm
-from provisioning import enrollment, inventory, journal
+from provisioning import enrollment, inventory, journal, outbox
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
 from provisioning.db import commands, devices, enrollments, leaves
@@ -68,6 +68,11 @@ def device(tpm):
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     return make_installation(tmp_path_factory.mktemp("muster") / "data")
+
+
+@pytest.fixture
+def directory_of_few(tmp_path):
+    return make_installation(tmp_path / "few", "\n[limits]\nunknown_refusals = 2\n")
 
 
 @pytest.fixture
@@ -331,6 +336,50 @@ async def test_a_device_that_enrolls_too_often_is_told_to_wait(service, device, 
         await enroll(service, device, ak, device.key())
     with pytest.raises(EnrollmentQuotaSpent):
         await begin(service, device, ak)
+
+
+async def test_challenges_opened_in_advance_do_not_go_around_the_quota(service, device, policy):
+    few = policy.replace("enrollments_per_day = 1000", "enrollments_per_day = 2")
+    (device_id,) = await registered(service, few, ("A-1", device.certificate))
+    ak = device.ak()
+    challenges = [await begin(service, device, ak) for _ in range(3)]
+    for challenge in challenges[:2]:
+        await complete(service, challenge, answer(device, ak, device.key(), opened(device, ak, challenge)))
+    with pytest.raises(EnrollmentQuotaSpent):
+        await complete(service, challenges[2], answer(device, ak, device.key(), opened(device, ak, challenges[2])))
+    assert (await inventory.show_device(service, device_id))["health"] == "healthy"
+
+
+async def test_what_strangers_leave_behind_is_counted_once_and_forgotten(directory_of_few, device, policy, clock):
+    with running_service(directory_of_few, clock) as service:
+        await registered(service, policy, ("A-1", device.certificate))
+        ak = device.ak()
+        for _ in range(4):  # somebody who knows the EK certificate, and nothing else
+            challenge = await begin(service, device, ak)
+            wrong = replace(answer(device, ak, device.key(), opened(device, ak, challenge)), activation_proof=b"x")
+            with pytest.raises(ActivationProofWrong):
+                await complete(service, challenge, wrong)
+        clock.now += timedelta(hours=2)
+        await outbox.expire(service)
+        assert await service.store.read(lambda tx: enrollments.refusals_of_strangers(tx, 0, 2**40)) == 4
+        await journal.note_strangers(service)
+        (row,) = await service.store.read(lambda tx: leaves.of_kind(tx, journal.STRANGERS))
+        assert json.loads(row.record)["count"] == 4
+        await outbox.expire(service)
+        assert await service.store.read(lambda tx: enrollments.refusals_of_strangers(tx, 0, 2**40)) == 2
+        assert await service.store.read(lambda tx: enrollments.get(tx, challenge.enrollment_id)) is None
+
+
+async def test_more_than_a_piece_is_forgotten_in_one_round(directory_of_few, device, policy, clock, monkeypatch):
+    monkeypatch.setattr(outbox, "FORGOTTEN_AT_ONCE", 1)
+    with running_service(directory_of_few, clock) as service:
+        for _ in range(5):
+            with pytest.raises(EkNotRegistered):
+                await begin(service, device, device.ak())
+        clock.now += timedelta(seconds=60)
+        await journal.note_strangers(service)
+        await outbox.expire(service)
+        assert await service.store.read(lambda tx: enrollments.refusals_of_strangers(tx, 0, 2**40)) == 2
 
 
 async def test_a_revoked_device_gets_no_challenge(service, device, policy):

@@ -11,7 +11,10 @@ from datetime import timedelta
 import aiohttp
 import pytest
 
+from hsm.errors import TokenUnavailable
+from provisioning import updates
 from provisioning.access import Operator, may
+from provisioning.config import ConfigurationRefused, parse_config
 from provisioning.db import devices
 from provisioning.http import operator
 from provisioning.refusals import RequestMalformed
@@ -258,3 +261,34 @@ async def test_the_figures_are_there_for_prometheus(client):
     _, headers, body = await client.call("operator", "GET", "/metrics", role="viewer")
     assert headers["Content-Type"].startswith("text/plain")
     assert b"muster_http_requests_total" in body
+
+
+async def test_all_senders_together_ask_for_challenges_at_the_configured_rate(service):
+    limits = replace(service.config.limits, enrollments_per_second=1)
+    body = {"ak_public": "AAAA", "pcr_banks": ["sha256"]}
+    async with serving(replace(service, config=replace(service.config, limits=limits))) as client:
+        answers = [await client.call("device", "POST", "/v1/enrollments", json=body) for _ in range(20)]
+        assert {status for status, _, _ in answers} == {400, 429}
+        status, headers, refusal = next(answer for answer in answers if answer[0] == 429)
+        assert refusal["code"] == "MUSTER-ACC-006"
+        assert int(headers["Retry-After"]) >= 1
+        # who was challenged already is not held up by who asks
+        assert (await client.code("device", "POST", "/v1/enrollments/abc/evidence", json={}))[0] == 400
+
+
+@pytest.mark.parametrize("name", ["enrollments_per_second", "requests_per_second_per_address"])
+def test_a_rate_of_nothing_is_refused_at_the_start(name):
+    with pytest.raises(ConfigurationRefused, match=name):
+        parse_config(f'service_name = "a.test"\n[limits]\n{name} = 0\n', "muster.toml")
+
+
+async def test_a_token_that_is_away_is_said_to_who_asks_the_director(client, service, tmp_path, monkeypatch):
+    def away(*_, **__):
+        raise TokenUnavailable("gone")
+
+    monkeypatch.setattr(updates, "director_metadata", away)
+    member = await fleet.device(service, tmp_path, "d-director")
+    path = "/ota/director/metadata/timestamp.json"
+    status, headers, body = await client.call("device", "GET", path, member=member)
+    assert (status, body["code"]) == (503, "MUSTER-ISS-002")
+    assert int(headers["Retry-After"]) >= 1

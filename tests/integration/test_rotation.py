@@ -19,7 +19,16 @@ from provisioning import enrollment, inventory, outbox, revoking, rotation
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
 from provisioning.db import commands, enrollments, leaves
-from provisioning.refusals import MessageNotAuthentic, MessageOutOfOrder, NotFound, Refusal, RequestMalformed
+from provisioning.refusals import (
+    ChallengeExpired,
+    MessageNotAuthentic,
+    MessageOutOfOrder,
+    NotFound,
+    Refusal,
+    RequestMalformed,
+    SigningUnavailable,
+    StorageUnavailable,
+)
 from tests.support.attestation import Device, answer, bound, policy_text, proof
 from tests.support.service import Clock, make_installation, registered, running_service
 from wire.binding import key_id
@@ -40,6 +49,7 @@ from wire.messages import (
     Rotate,
     Rotated,
     RotationEvidence,
+    UpdateReport,
     Welcome,
 )
 
@@ -103,8 +113,9 @@ class Agent:
                 return False
             return True
 
-        messages = []
-        for topic, envelope in await outbox.next_commands(self.service):
+        messages, sent = [], []
+        await outbox.send_due(self.service, lambda *one: sent.append(one) or True)
+        for topic, envelope in sent:
             assert topic == f"muster/v1/{self.id}/down"
             kind = unverified_payload_type(envelope)
             messages.append(decode(KIND[kind], open_envelope(envelope, kind, verify), limit=65536))
@@ -366,7 +377,9 @@ async def test_bytes_that_are_no_envelope_are_refused_by_name(agent, payload):
 
 async def test_a_command_of_the_service_sent_back_to_it_is_refused(agent):
     await agent.up(agent.hello())
-    ((_, envelope),) = await outbox.next_commands(agent.service)
+    sent = []
+    await outbox.send_due(agent.service, lambda _, envelope: sent.append(envelope) or True)
+    (envelope,) = sent
     with pytest.raises(RequestMalformed):
         await rotation.receive(agent.service, agent.id, envelope)
 
@@ -461,3 +474,150 @@ async def test_an_attestation_with_another_proof_is_refused(agent):
     await agent.up(agent.hello())
     await attest(agent, activation_proof=hashlib.sha256(b"guess").digest())
     assert (await agent.only(Refused)).code == "MUSTER-ATT-022"
+
+
+# --- what a device, or bad luck, may not do to the outbox -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("reported", [2**63 - 1, 2**62 + 1, -1])
+async def test_a_sequence_that_leaves_no_room_above_it_is_refused(agent, reported):
+    with pytest.raises(RequestMalformed):
+        await agent.up(agent.hello(last_sequence=reported))
+    await agent.up(agent.hello(last_sequence=2**62))
+    assert (await agent.only(Welcome)).sequence == 2**62 + 1
+
+
+async def test_what_could_not_be_signed_is_not_taken_for_said(agent):
+    await agent.up(agent.hello())
+
+    class Broken:
+        public = staticmethod(agent.service.keys.public)
+
+        async def sign(self, *_):
+            raise SigningUnavailable
+
+    with pytest.raises(SigningUnavailable):
+        await outbox.send_due(replace(agent.service, keys=Broken()), lambda *_: True)
+    assert await agent.only(Welcome)
+
+
+async def test_what_the_broker_did_not_take_is_not_taken_for_said(agent):
+    await agent.up(agent.hello())
+    await outbox.send_due(agent.service, lambda *_: False)
+    assert await agent.only(Welcome)
+
+
+async def test_of_two_commands_the_one_that_was_published_before_a_failure_counts(agent):
+    await agent.up(agent.hello())
+    await outbox.order(agent.service, agent.id, "refresh-trust", by="test")
+    sent = []
+
+    class Once:
+        public = staticmethod(agent.service.keys.public)
+
+        async def sign(self, *arguments):
+            if sent:
+                raise SigningUnavailable
+            return await agent.service.keys.sign(*arguments)
+
+    with pytest.raises(SigningUnavailable):
+        await outbox.send_due(replace(agent.service, keys=Once()), lambda *one: sent.append(one) or True)
+    assert len(sent) == 1
+    assert len(await agent.down()) == 1
+
+
+async def test_a_session_that_was_forgotten_a_moment_ago_stops_nobody_elses_commands(agent, monkeypatch):
+    await agent.up(agent.hello())
+    due = commands.due
+
+    def then_forgotten(tx, *arguments):
+        rows = due(tx, *arguments)
+        monkeypatch.setattr(commands, "due", due)
+        return rows
+
+    monkeypatch.setattr(commands, "due", then_forgotten)
+    read = agent.service.store.read
+
+    class Store:
+        async def read(self, work):
+            found = await read(work)
+            await agent.service.ledger.write(lambda tx: commands.forget_session(tx, agent.id))
+            return found
+
+    sent = []
+    await outbox.send_due(replace(agent.service, store=Store()), lambda *one: sent.append(one) or True)
+    assert sent == []
+    agent.session, agent.session_number, agent.sequence = "session-2", 2, 0
+    await agent.up(agent.hello())
+    assert len(await agent.down()) == 2  # the welcome of then, and of now
+
+
+async def test_a_database_out_of_order_does_not_fail_a_command(agent, monkeypatch):
+    await agent.up(agent.hello())
+    await outbox.order(agent.service, agent.id, "rotate", by="test")
+    with monkeypatch.context() as patch:
+
+        def busy(*_):
+            raise StorageUnavailable
+
+        patch.setattr(outbox, "_with_policy", busy)
+        with pytest.raises(StorageUnavailable):
+            await agent.down()
+    assert await agent.only(Rotate)
+
+
+async def test_an_answer_to_a_challenge_that_was_replaced_is_late_and_no_fault(agent, clock):
+    await agent.up(agent.hello())
+    await outbox.order(agent.service, agent.id, "rotate", by="test")
+    first = await agent.only(Rotate)
+    late = agent.evidence(first, agent.device.key())
+    clock.now += timedelta(seconds=400)
+    second = await agent.only(Rotate)
+    with pytest.raises(ChallengeExpired):
+        await agent.up(RotationEvidence(**agent.head(), in_reply_to=first.message_id, evidence=late))
+    assert (await inventory.show_device(agent.service, agent.id))["health"] == "healthy"
+    evidence = agent.evidence(second, agent.device.key())
+    await agent.up(RotationEvidence(**agent.head(), in_reply_to=second.message_id, evidence=evidence))
+    assert await agent.only(Rotated)
+
+
+async def test_a_device_cannot_fail_another_ones_command(agent):
+    await agent.up(agent.hello())
+    other = outbox.Order("rotate", "d-other", "test")
+    theirs = await agent.service.ledger.write(lambda tx: outbox.put(tx, agent.service, other))
+    await agent.up(Failed(**agent.head(), in_reply_to=theirs, reason="no"))
+    assert (await agent.service.store.read(lambda tx: commands.get(tx, theirs))).state == "pending"
+
+
+async def test_a_renewal_that_is_asked_for_again_and_again_is_one_leaf(agent):
+    await agent.up(agent.hello())
+    for _ in range(5):
+        await agent.up(Renew(**agent.head(), certificate_serial="0"))
+    assert len(await agent.service.store.read(lambda tx: leaves.of_kind(tx, "order"))) == 1
+    await outbox.order(agent.service, agent.id, "rotate", by="an operator")
+    assert len(await agent.service.store.read(lambda tx: leaves.of_kind(tx, "order"))) == 2
+
+
+async def test_the_end_of_an_update_that_is_reported_again_is_one_leaf(agent):
+    row = {"target": "t", "version": "2", "hardware": "h", "release_counter": 2, "length": 1, "sha256": "00"}
+    row |= {"reference_values": "{}", "published_at": 0, "withdrawn": False}
+
+    def assigned(tx):
+        commands.put_release(tx, row)
+        commands.put_assignment(tx, agent.id, target="t", now=0)
+
+    await agent.service.ledger.write(assigned)
+    await agent.up(agent.hello())
+    for _ in range(3):
+        await agent.up(UpdateReport(**agent.head(), state="failed", version="2", release_counter=2))
+    assert len(await agent.service.store.read(lambda tx: leaves.of_kind(tx, "update"))) == 1
+
+
+async def test_what_was_said_once_is_forgotten_after_a_day_and_a_rotation_is_not(agent, clock):
+    await agent.up(agent.hello())
+    await rotate(agent)
+    clock.now += timedelta(days=2)
+    await outbox.expire(agent.service)
+    kinds = {row.kind for row in await agent.service.store.read(lambda tx: commands.commands_of(tx, agent.id, 100))}
+    assert "welcome" not in kinds
+    assert {"rotate", "rotated"} <= kinds

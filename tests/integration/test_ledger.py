@@ -1,0 +1,132 @@
+"""The threads behind database and HSM: groups, and one bad piece of work among good ones."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import insert, select
+
+from provisioning.db.lane import Lane
+from provisioning.db.ledger import Ledger
+from provisioning.db.store import open_sqlite
+from provisioning.db.tables import Lease, table_of
+from provisioning.refusals import NotFound, StorageUnavailable
+
+LEASES = table_of(Lease)
+
+
+class Counted:
+    """An engine that counts its transactions."""
+
+    def __init__(self, engine):
+        self.engine, self.begun = engine, 0
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def begin(self):
+        self.begun += 1
+        return self.engine.begin()
+
+
+@pytest.fixture
+def engine(tmp_path):
+    made = open_sqlite(tmp_path / "a.db", read_only=False)
+    LEASES.create(made)
+    return Counted(made)
+
+
+def put(name):
+    return lambda tx: tx.execute(insert(LEASES).values(name=name, holder="h", expires_at=1)).rowcount
+
+
+def refused(_):
+    raise NotFound(expected="a", actual="b")
+
+
+async def held(ledger):
+    """A write that keeps the ledger busy until it is let go, so that what follows makes one group."""
+    loop, begun, gate = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+    def hold(_):
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
+
+    task = asyncio.create_task(ledger.write(hold))
+    await begun.wait()
+    return task, gate
+
+
+async def grouped(ledger, *writes):
+    first, gate = await held(ledger)
+    tasks = [asyncio.create_task(ledger.write(write)) for write in writes]
+    await asyncio.sleep(0)
+    gate.set()
+    await first
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def names(ledger):
+    return await ledger.write(lambda tx: [row.name for row in tx.execute(select(LEASES).order_by(LEASES.c.name))])
+
+
+async def test_one_bad_write_fails_alone_and_the_others_stay_together(engine):
+    ledger = Ledger(engine)
+    good = [put(f"{number:02}") for number in range(20)]
+    answers = await grouped(ledger, *good[:10], refused, *good[10:])
+    begun = engine.begun
+    assert [type(each) for each in answers] == [int] * 10 + [NotFound] + [int] * 10
+    assert await names(ledger) == [f"{number:02}" for number in range(20)]
+    assert begun == 1 + 1 + 3  # what held it, the group that failed, and: before it, itself, behind it
+    ledger.close()
+
+
+async def test_a_write_that_repeats_another_of_its_group_is_the_one_that_fails(engine):
+    ledger = Ledger(engine)
+    answers = await grouped(ledger, put("a"), put("a"), put("b"))
+    assert [isinstance(each, Exception) for each in answers] == [False, True, False]
+    assert await names(ledger) == ["a", "b"]
+    ledger.close()
+
+
+async def test_a_database_that_somebody_else_holds_answers_a_whole_group_at_once(engine):
+    ledger = Ledger(engine)
+    begin = engine.engine.begin
+    first, gate = await held(ledger)
+    tasks = [asyncio.create_task(ledger.write(put(f"{number}"))) for number in range(5)]
+    await asyncio.sleep(0)
+    before = engine.begun
+
+    def locked():
+        engine.begun += 1
+        raise StorageUnavailable
+
+    engine.begin = locked
+    gate.set()
+    await first
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in answers] == [StorageUnavailable] * 5
+    assert engine.begun == before + 1
+    engine.begin = begin
+    assert await names(ledger) == []
+    ledger.close()
+
+
+def _broken(_):
+    raise ZeroDivisionError
+
+
+async def test_a_lane_whose_work_breaks_it_answers_and_goes_on():
+    lane = Lane("broken", _broken)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            async with asyncio.timeout(20):
+                await lane.do(1)
+    lane.close()
+
+
+async def test_work_that_raises_what_no_future_takes_leaves_nobody_waiting(engine):
+    ledger = Ledger(engine)
+    async with asyncio.timeout(20):
+        answers = await grouped(ledger, lambda _: next(iter(())), put("a"))
+    assert [type(each) for each in answers] == [RuntimeError, int]
+    ledger.close()
