@@ -269,7 +269,7 @@ async def test_all_senders_together_ask_for_challenges_at_the_configured_rate(se
     async with serving(replace(service, config=replace(service.config, limits=limits))) as client:
         answers = [await client.call("device", "POST", "/v1/enrollments", json=body) for _ in range(20)]
         assert {status for status, _, _ in answers} == {400, 429}
-        status, headers, refusal = next(answer for answer in answers if answer[0] == 429)
+        _, headers, refusal = next(answer for answer in answers if answer[0] == 429)
         assert refusal["code"] == "MUSTER-ACC-006"
         assert int(headers["Retry-After"]) >= 1
         # who was challenged already is not held up by who asks
