@@ -1,6 +1,7 @@
 """`muster init`: everything that an installation has, made in a folder beside, then put in place at once."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import secrets
@@ -164,7 +165,10 @@ def free_port(host: str, preferred: int | None) -> int:
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))
-            except OSError:
+            except OSError as error:
+                if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                    msg = f"{host}: is no IPv4 address or name of this machine; correct --host"
+                    raise ConfigurationRefused(msg) from error
                 continue
             return port
     msg = f"{host}: no free port found; name ports with --ports"

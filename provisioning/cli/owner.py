@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import ipaddress
 import re
 import socket
 from collections.abc import Iterator
@@ -15,8 +16,7 @@ from provisioning.cli.output import DataDir, Format, Output, directory_of, examp
 from provisioning.config import ConfigurationRefused, DataDirectory, Listen, load_config
 
 PORT_MOST = 65535
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}")
-_SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")
+_DNS_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  named so that it is not told to devices as an address
 _NAMES = ("device", "operator", "public", "mqtt")
 
@@ -61,11 +61,12 @@ def init(
         _mend(directory, migrate=migrate, renew_tls=renew_tls)
         show(output, {"data_dir": str(directory.root), "migrated": migrate, "tls_renewed": renew_tls})
         return
-    advertised = advertised_host or (socket.gethostname() if host in _EVERYWHERE else host)
-    for name in (host, advertised):
-        if _HOST.fullmatch(name) is None:
-            raise Mistaken(f"{name!r} is no host name or address; correct --host or --advertised-host")
-    if _SERVICE_NAME.fullmatch(service_name) is None:
+    host = host.lower()
+    advertised = (advertised_host or (socket.gethostname() if host in _EVERYWHERE else host)).lower()
+    for option, name in (("--host", host), ("--advertised-host", advertised)):
+        if not _is_host(name):
+            raise Mistaken(f"{name!r} is no host name or address; correct {option}")
+    if _DNS_NAME.fullmatch(service_name) is None:
         raise Mistaken(f"{service_name!r} is no DNS name in lower case; correct --service-name")
     from provisioning.app.installation import Installation, initialize
 
@@ -147,6 +148,14 @@ def _stopped(directory: DataDirectory) -> Iterator[None]:
         except BlockingIOError as error:
             raise Failed(f"{directory.root}: a muster serve runs on it; stop it first") from error
         yield
+
+
+def _is_host(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return _DNS_NAME.fullmatch(name) is not None
+    return True
 
 
 def _ports(text: str, host: str) -> tuple[int, int, int, int]:

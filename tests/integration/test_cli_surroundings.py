@@ -212,6 +212,19 @@ def test_init_stands_around_what_the_demo_left(tmp_path, capsys, marker):
     assert [path.name for path in tmp_path.iterdir()] == ["D"]
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+def test_an_address_of_another_machine_is_named(tmp_path, capsys, host):
+    assert cli.main(["init", "--host", host, "--data-dir", str(tmp_path / "D")]) == 1
+    assert f"muster: {host}: is no IPv4 address or name of this machine; correct --host" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_name_in_capitals_is_one(tmp_path, capsys):
+    arguments = ["--ports", "free", "--advertised-host", "Gateway.Example", "--data-dir", str(tmp_path / "D")]
+    assert cli.main(["init", *arguments]) == 0, capsys.readouterr().err
+    assert load_config(DataDirectory(tmp_path / "D")).listen.advertised_host == "gateway.example"
+
+
 def test_what_nobody_marked_keeps_init_away_and_a_failed_init_moves_nothing(tmp_path, capsys, monkeypatch):
     played = tmp_path / "D" / "demo"
     played.mkdir(parents=True)

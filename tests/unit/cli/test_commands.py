@@ -64,6 +64,9 @@ def test_every_command_takes_the_common_options_and_shows_an_example(path, capsy
         ["init", "--ports", "70000,1,2,3"],
         ["init", "--service-name", 'x"\nworkers = 9'],
         ["init", "--host", "127.0.0.1\nx"],
+        ["init", "--advertised-host", "a..b"],
+        ["init", "--service-name", "a..b"],
+        ["init", "--host", "my_host"],
         ["ota", "measure", "x.img", "--bank", "sha1"],
     ],
 )
