@@ -63,10 +63,13 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
         await attesting.record_refusal(service, refusal, where)
         raise
 
+    # A rotation is judged by what passed here: the factory may have read another certificate of the same EK.
+    passed = {"ek_certificate": request.ek_certificate or device.ek_certificate, "ek_intermediates": intermediates}
+
     def write(tx: Connection) -> None:
         enrollments.add(tx, row)
-        if intermediates != device.ek_intermediates:
-            devices.change(tx, device.id, ek_intermediates=intermediates)
+        if passed != {name: getattr(device, name) for name in passed}:
+            devices.change(tx, device.id, **passed)
 
     await service.ledger.write(write)
     return challenge

@@ -78,6 +78,7 @@ async def register(service: Service, station: StationIdentity, request: Registra
 def _rows(service: Service, station: StationIdentity, registrations: tuple[Registration, ...]) -> list[dict[str, Any]]:
     at = int(service.clock().timestamp())
     rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
     findings: list[Finding] = []
     for number, registration in enumerate(registrations):
         where = f"devices[{number}]"
@@ -90,6 +91,7 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
         except Refusal as refusal:
             findings.append(Finding(where, "an EK certificate", refusal.title))
             continue
+        numbers.append(number)
         rows.append(
             {
                 "id": "d-" + service.entropy(8).hex(),
@@ -105,7 +107,9 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
         values = [row[column] for row in rows]
         twice = {value for value in values if values.count(value) > 1} if len(set(values)) < len(values) else set()
         findings += [
-            Finding(f"devices[{n}]", f"{what} once", value) for n, value in enumerate(values) if value in twice
+            Finding(f"devices[{n}]", f"{what} once", value)
+            for n, value in zip(numbers, values, strict=True)
+            if value in twice
         ]
     if findings or not rows:
         raise RegistrationMalformed(expected="good rows", actual=f"{len(findings)} bad ones", findings=tuple(findings))

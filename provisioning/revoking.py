@@ -72,7 +72,9 @@ async def sign_due_crl(service: Service) -> tuple[bytes, tuple[str, ...]] | None
     fresh_until = 0 if last is None else last.this_update + service.config.lifetimes.crl_refresh_seconds
     if not unlisted and at < fresh_until:
         return None
-    rows = await service.store.read(lambda tx: enrollments.revoked(tx, at))
+    # What expired since the last CRL stands in this one still (RFC 5280 section 3.3).
+    since = at if last is None else min(at, last.this_update)
+    rows = await service.store.read(lambda tx: enrollments.revoked(tx, since))
     number = 1 if last is None else last.number + 1
     issuer = issuer_of(service.authority.chain[0])
     next_update = now + timedelta(seconds=service.config.lifetimes.crl_seconds)

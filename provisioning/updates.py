@@ -58,8 +58,8 @@ async def record_releases(service: Service, *, by: str) -> list[Record]:
     def write(tx: Connection) -> list[Record]:
         for row in rows:
             known = commands.release_by_target(tx, str(row["target"]))
-            if known is None:
-                leaves.add(tx, entries[row["target"]])
+            if known is None or any(getattr(known, name) != row[name] for name in row.keys() - {"published_at"}):
+                leaves.add(tx, entries[row["target"]])  # a release, or one that came back or says something else
             commands.put_release(tx, row)
         for gone in commands.releases(tx):
             if gone.target in targets or gone.withdrawn or gone.target not in withdrawals:

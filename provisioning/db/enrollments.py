@@ -154,7 +154,7 @@ def due_for_revocation(tx: Connection, now: int) -> list[Record]:
 
 
 def revoked(tx: Connection, now: int) -> list[Record]:
-    """What stands in the CRL: revoked and not expired."""
+    """What stands in a CRL: revoked, and not expired by then."""
     listed = (certificate.c.state == "revoked", certificate.c.not_after > now)
     columns = (certificate.c.serial, certificate.c.revoked_at, certificate.c.reason)
     return list(tx.execute(select(*columns).where(*listed).order_by(certificate.c.serial)))

@@ -18,7 +18,7 @@ from lab.swtpm import fresh_tpm
 from provisioning import enrollment, inventory, outbox, revoking, rotation
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
-from provisioning.db import commands, enrollments, leaves
+from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.refusals import (
     ChallengeExpired,
     MessageNotAuthentic,
@@ -621,3 +621,26 @@ async def test_what_was_said_once_is_forgotten_after_a_day_and_a_rotation_is_not
     kinds = {row.kind for row in await agent.service.store.read(lambda tx: commands.commands_of(tx, agent.id, 100))}
     assert "welcome" not in kinds
     assert {"rotate", "rotated"} <= kinds
+
+
+async def test_a_rotation_rests_on_the_ek_certificate_that_passed_not_on_the_factorys_copy(agent):
+    await agent.service.ledger.write(lambda tx: devices.change(tx, agent.id, ek_certificate=b"another one"))
+    request = EnrollmentRequest(
+        ak_public=agent.ak.public, pcr_banks=("sha256",), ek_certificate=agent.device.certificate
+    )
+    await enrollment.begin_enrollment(agent.service, request, source="test")
+    await agent.up(agent.hello())
+    await outbox.order(agent.service, agent.id, "rotate", by="test")
+    assert await agent.only(Rotate)
+
+
+async def test_a_revoked_certificate_stands_in_one_crl_after_its_end(agent, clock):
+    (row,) = await agent.service.store.read(lambda tx: enrollments.certificates_of(tx, agent.id))
+    await revoking.revoke_device(agent.service, agent.id, "key-compromise", by="test")
+    listed = []
+    for _ in range(3):
+        crl, _ = await revoking.sign_due_crl(agent.service)
+        found = x509.load_der_x509_crl(crl).get_revoked_certificate_by_serial_number(int(row.serial, 16))
+        listed.append(found is not None)
+        clock.now += timedelta(days=31)
+    assert listed == [True, True, False]
