@@ -266,7 +266,7 @@ def _whole(response: HTTPResponse, most: int) -> bytes:
 
 def _retry_after(response: HTTPResponse) -> float:
     text = response.headers.get("Retry-After", "")
-    return float(min(int(text), RETRY_AFTER_MOST)) if text.isdecimal() and len(text) < 10 else 0.0  # noqa: PLR2004
+    return float(min(int(text), RETRY_AFTER_MOST)) if text.isdecimal() and len(text) < 10 else 0.0  # noqa: PLR2004  digits
 
 
 def _cause(error: BaseException, kind: type[BaseException]) -> Any:  # noqa: ANN401  an instance of `kind` or None
