@@ -15,7 +15,7 @@ from device_agent.state import private_folder
 from device_agent.tls import ServiceContext
 from device_agent.tpm import TpmAccess
 from device_agent.trust import NotFoundAtSource, Trust, TrustedTime, TrustStore, load_anchor
-from ota.refusals import UpdateRefused
+from ota.refusals import MetadataExpired, UpdateRefused
 from ota.source import SourceUnavailable
 from wire.codec import rfc3339
 from wire.messages import Anchor
@@ -81,7 +81,9 @@ def refresh_trust(device: Device) -> Trust:
     """What the trust repository says now, judged at the service's own time where it says one.
 
     With an unset clock the first look is judged at the time floor, and again once the signed time is known: signatures
-    that are too old are then refused. Raises: UpdateRefused, SourceUnavailable, TimeRefused, HttpFailure.
+    that are too old are then refused. A time past the expiry of what it came with is not learned: the time floor never
+    falls, so a service whose clock jumped, or a stolen command key, could else make this device refuse everything for
+    good. The offline keys bound it. Raises: UpdateRefused, SourceUnavailable, TimeRefused, HttpFailure.
     """
     trust = device.trust.refresh()
     unset = is_clock_unset(device)
@@ -92,6 +94,8 @@ def refresh_trust(device: Device) -> Trust:
             raise
         log.warning("time-not-fetched", reason=failure)
         return trust
+    if moment >= trust.expires:
+        raise MetadataExpired("trust", expected=f"good at the service's time, {rfc3339(moment)}", actual=trust.expires)
     behind = moment - device.now()
     device.clock.learn(moment)
     device.time.raise_to(moment)

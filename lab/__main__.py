@@ -83,7 +83,10 @@ def _create(chosen: argparse.Namespace) -> int:
         anchor=chosen.anchor,
         openssl_conf=chosen.openssl_conf,
     )
-    pems = create_device(directory, chosen.image.read_bytes(), ca, settings)
+    try:
+        pems = create_device(directory, chosen.image.read_bytes(), ca, settings)
+    except MalformedImage as error:
+        raise LabFailure(f"{chosen.image}: {error}; make one: python -m lab image {chosen.image}") from error
     answer = {"name": chosen.name, "directory": str(directory), "ek_ca": str(ca.root_pem)}
     print(json.dumps({**answer, "ek_certificates": {kind: str(pem) for kind, pem in pems.items()}}))
     return 0

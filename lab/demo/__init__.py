@@ -11,6 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from lab.demo import identity, operate, outsiders
@@ -64,7 +65,7 @@ def _tell(scene: Scene) -> str:
         for step in STEPS:
             step(scene)
     except (StoryFailed, OSError) as failed:
-        console.print(f"\n[bold red]The demo failed:[/] {failed}", markup=True)
+        console.print(f"\n[bold red]The demo failed:[/] {escape(str(failed))}")
         return str(failed)
     except StoryStopped:
         console.print("\nStopped.")

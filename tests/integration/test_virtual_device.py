@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from lab.__main__ import main as lab_main
 from lab.ekca import EkCaFailure, create_ek_ca, open_ek_ca
 from lab.firmware import flip_byte, make_image
 from lab.slots import BootState, read_state, write_state
@@ -367,3 +368,11 @@ def test_a_command_imports_no_more_than_it_needs(folder):
         command = [sys.executable, "-c", script, more, *arguments, *urls]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stderr.splitlines()[-1] == "[]", arguments[0]
+
+
+def test_a_file_that_is_no_image_is_named_and_makes_no_device(folder, capsys):
+    (folder / "bad.img").write_text("hello")
+    urls = ["--service", "https://s", "--public", "http://p", "--name", "d"]
+    assert lab_main(["create", str(folder / "d"), "--image", str(folder / "bad.img"), *urls]) == 1
+    assert f"lab create: {folder}/bad.img: magic is not" in capsys.readouterr().err
+    assert not (folder / "d").exists()

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from device_agent import environment, log
+from device_agent import device, environment, log
 from device_agent.__main__ import main
 from device_agent.clock import SteadyClock, TimeRefused, fetch_signed_time
 from device_agent.config import ConfigMistake
@@ -22,6 +22,8 @@ from device_agent.http import ApprovalPending, ServiceNotAuthentic, ServiceRefus
 from device_agent.lock import AlreadyRunning, hold
 from device_agent.memory import recall, remember_attested
 from device_agent.tpm import TpmUnreachable
+from device_agent.trust import Trust, TrustedTime
+from ota.refusals import MetadataExpired
 from ota.source import SourceUnavailable
 from tests.unit.device_agent.builders import NOW, new_key, spki
 from wire.binding import key_id
@@ -216,3 +218,21 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("ahead", "learned"), [(timedelta(days=6), True), (timedelta(days=8), False)])
+def test_a_time_past_the_expiry_of_what_it_came_with_is_not_learned(tmp_path, monkeypatch, ahead, learned):
+    """The floor never falls: a service whose clock jumped must not make its fleet refuse everything for good."""
+    clock = SteadyClock(lambda: NOW, lambda: 0.0)
+    time = TrustedTime(tmp_path, NOW, clock)
+    trust = Trust(SimpleNamespace(command_keys=()), 1, NOW + timedelta(days=7))
+    host = SimpleNamespace(system_clock=lambda: NOW, entropy=bytes)
+    store = SimpleNamespace(refresh=lambda: trust)
+    known = SimpleNamespace(trust=store, host=host, clock=clock, time=time, public=None, now=time.now)
+    monkeypatch.setattr(device, "fetch_signed_time", lambda *_: NOW + ahead)
+    if learned:
+        assert device.refresh_trust(known) is trust
+    else:
+        with pytest.raises(MetadataExpired):
+            device.refresh_trust(known)
+    assert time.now() == TrustedTime(tmp_path, NOW, lambda: NOW).now() == NOW + (ahead if learned else timedelta(0))
