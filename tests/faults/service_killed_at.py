@@ -16,7 +16,6 @@ from pathlib import Path
 from lab.light_fleet import load_fleet
 from provisioning.app.compose import compose
 from provisioning.config import DataDirectory, load_config
-from provisioning.db.ledger import Ledger
 from provisioning.enrollment import begin_enrollment, complete_enrollment
 from wire.codec import decode, encode
 from wire.messages import Challenge, Evidence, Issued
@@ -39,11 +38,12 @@ class CrashPoints:
 
 def mount(points: CrashPoints, service) -> None:
     """Put a crash point before and after each commit and each signature."""
-    commit, sign = Ledger._commit, service.keys.sign
+    lane, sign = service.ledger._lane, service.keys.sign
+    commit = lane._carry_out
 
-    def committed(self, group):
+    def committed(group):
         points.point()
-        commit(self, group)
+        commit(group)
         points.point()
 
     async def signed(label, message):
@@ -52,7 +52,7 @@ def mount(points: CrashPoints, service) -> None:
         points.point()
         return signature
 
-    Ledger._commit = committed
+    lane._carry_out = committed
     type(service.keys).sign = lambda _self, label, message: signed(label, message)
 
 
