@@ -15,6 +15,7 @@ from device_agent.mqtt import Arrived, Connected, Event, Lost
 from device_agent.presence import Presence
 from device_agent.rotate import NewPairUnusable, Rotation
 from device_agent.session import Dropped, Session, next_session_number
+from device_agent.slots.directory import DirectorySlots
 from device_agent.state import StateDamaged
 from device_agent.tpm import DeviceKeyUnusable, TpmFailure
 from device_agent.trust import Trust
@@ -28,6 +29,7 @@ TICK_SECONDS = 1.0
 TRUST_SECONDS = 6 * 3600.0
 RENEW_AGAIN_SECONDS = 3600.0
 ANSWER_FIRST_SECONDS = 20.0
+TRIAL_ATTEMPTS = 10
 UPDATE_FIRST_SECONDS, UPDATE_MOST_SECONDS = 60.0, 6 * 3600.0
 DIAL_FIRST_SECONDS = 0.5
 HELLO_FIRST_SECONDS = 3.0
@@ -116,18 +118,31 @@ class Agent:
         pair = self._device.identity.current()
         ended = pair is not None and self._device.now() >= pair.certificate.not_valid_after_utc
         if pair is None or ended or not self._holds_key_of(pair):
-            pair = enroll_until_done(self._device)
-        backoff = Backoff(self._device.host.jitter)
+            pair = enroll_until_done(self._device, attempts=self._attempts())
+        backoff, made = Backoff(self._device.host.jitter), 0
         while True:
+            made += 1
             try:
                 return self._kept_or_new(), pair
             except AttemptFailure as failure:
-                if reaction_to(failure) is Reaction.STOP:
+                if reaction_to(failure) is Reaction.STOP or made == self._attempts():
                     raise
                 wait = backoff.next()
                 log.warning("no-trust", reason=failure, again_in_seconds=round(wait))
                 if self._device.host.pause(wait):
                     raise Stopped from failure
+
+    def _attempts(self) -> int | None:
+        """How often the way to an identity is tried: without end, but by a release on trial.
+
+        That one ends, and the boot loader counts the try: a release that cannot come up must not stay for ever.
+        """
+        slots = self._device.config.slots
+        try:
+            return TRIAL_ATTEMPTS if slots is not None and DirectorySlots(slots).status().on_trial else None
+        except UpdateRefused as damage:
+            log.warning("slots-unknown", reason=damage)
+            return None
 
     def _holds_key_of(self, pair: Pair) -> bool:
         """Does this TPM hold the pair's key? A cleared one, or another board's, does not: the way back is enrollment.
@@ -313,7 +328,7 @@ class Agent:
         log.warning("certificate-ended", serial=self._presence.pair.serial)
         self._presence.hang_up()
         try:
-            self._take_up(enroll_until_done(self._device))
+            self._take_up(enroll_until_done(self._device, attempts=self._attempts()))
         except Stopped:
             return False
         except AttemptFailure as failure:

@@ -86,7 +86,7 @@ def _create(chosen: argparse.Namespace) -> int:
     try:
         pems = create_device(directory, chosen.image.read_bytes(), ca, settings)
     except MalformedImage as error:
-        raise LabFailure(f"{chosen.image}: {error}; make one: python -m lab image {chosen.image}") from error
+        raise LabFailure(f"{chosen.image}: {error}; make one: python -m lab image FILE") from error
     answer = {"name": chosen.name, "directory": str(directory), "ek_ca": str(ca.root_pem)}
     print(json.dumps({**answer, "ek_certificates": {kind: str(pem) for kind, pem in pems.items()}}))
     return 0

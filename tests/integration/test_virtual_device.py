@@ -371,7 +371,7 @@ def test_a_command_imports_no_more_than_it_needs(folder):
 
 
 def test_a_file_that_is_no_image_is_named_and_makes_no_device(folder, capsys):
-    (folder / "bad.img").write_text("hello")
+    (folder / "bad.img").write_text("no firmware at all")
     urls = ["--service", "https://s", "--public", "http://p", "--name", "d"]
     assert lab_main(["create", str(folder / "d"), "--image", str(folder / "bad.img"), *urls]) == 1
     assert f"lab create: {folder}/bad.img: magic is not" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import queue
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -204,7 +205,7 @@ def test_an_ended_certificate_is_replaced_by_a_new_enrollment(bench, monkeypatch
     bench.agent._due.clear()
     new = []
 
-    def enroll(_):
+    def enroll(_, attempts):
         new.append(bench.enrolled(timedelta(days=30), timedelta(days=20)))
         return new[0]
 
@@ -218,7 +219,7 @@ def test_an_ended_certificate_is_replaced_by_a_new_enrollment(bench, monkeypatch
 
 
 def test_stopping_while_waiting_for_the_service_is_no_failure(bench, monkeypatch):
-    def stopped(_):
+    def stopped(_, attempts):
         raise Stopped
 
     bench.device.identity = SimpleNamespace(current=lambda: None)
@@ -324,5 +325,32 @@ def test_a_key_that_the_tpm_holds_no_more_is_replaced_by_an_enrollment(bench, mo
     loaded = contextlib.nullcontext if failure is None else raising(failure)
     bench.device.tpm = SimpleNamespace(open=lambda: contextlib.nullcontext(SimpleNamespace(loaded=loaded)))
     monkeypatch.setattr(module, "trust_at_hand", lambda _: bench.trust)
-    monkeypatch.setattr(module, "enroll_until_done", lambda _: "new pair")
+    monkeypatch.setattr(module, "enroll_until_done", lambda _, attempts: "new pair")
     assert Agent(bench.device, bench.stop)._ready()[1] == ("new pair" if enrolls else bench.pair)
+
+
+@pytest.mark.parametrize(("booted", "attempts"), [("b", module.TRIAL_ATTEMPTS), ("a", None)])
+def test_a_release_on_trial_that_gets_no_identity_ends_so_that_the_old_one_boots(
+    bench, monkeypatch, tmp_path, booted, attempts
+):
+    (tmp_path / "boot.json").write_text('{"active":"a","trying":"b","tries_left":2}')
+    (tmp_path / "booted").write_text(booted)
+    bench.device.config.slots = tmp_path
+    given = []
+    monkeypatch.setattr(module, "enroll_until_done", lambda _, attempts: given.append(attempts) or bench.pair)
+    monkeypatch.setattr(module, "trust_at_hand", lambda _: bench.trust)
+    bench.device.identity = SimpleNamespace(current=lambda: None)
+    Agent(bench.device, bench.stop)._ready()
+    assert given == [attempts]
+
+
+def test_a_release_on_trial_that_gets_no_trust_ends_too(bench, monkeypatch, tmp_path):
+    (tmp_path / "boot.json").write_text('{"active":"a","trying":"b","tries_left":2}')
+    (tmp_path / "booted").write_text("b")
+    bench.device.config.slots = tmp_path
+    looks = []
+    bench.device.host = replace(bench.device.host, pause=looks.append)
+    monkeypatch.setattr(module, "trust_at_hand", raising(SourceUnavailable("away")))
+    bench.device.tpm = SimpleNamespace(open=raising(TpmUnreachable("busy")))
+    assert Agent(bench.device, bench.stop).run() is Ended.REFUSED
+    assert len(looks) == module.TRIAL_ATTEMPTS - 1
