@@ -29,6 +29,7 @@ from provisioning.refusals import (
     MessageOutOfOrder,
     Refusal,
     RequestMalformed,
+    StateConflict,
 )
 from provisioning.service import Service
 from wire.binding import Flow
@@ -79,6 +80,7 @@ async def receive(service: Service, device_id: str, envelope: bytes) -> None:
         case AttestationEvidence():
             await _attestation_evidence(service, message)
         case Renew():
+            _verify_due(service, signer)
             await outbox.order(service, device_id, "rotate", by=outbox.BY_DEVICE)
         case UpdateReport():
             await _update_report(service, message)
@@ -89,6 +91,14 @@ async def receive(service: Service, device_id: str, envelope: bytes) -> None:
                     tx, failed.in_reply_to, state="failed", result=failed.reason, device_id=device_id
                 )
             )
+
+
+def _verify_due(service: Service, signer: Record) -> None:
+    """A device asks at two thirds of a lifetime; one that asks in the first half would rotate without end."""
+    at = int(service.clock().timestamp())
+    half = (signer.not_before + signer.not_after) // 2
+    if at < half:
+        raise StateConflict(expected=f"a certificate in its second half, from {half}", actual=at)
 
 
 async def _authentic(service: Service, device_id: str, kind: type[Message], envelope: bytes) -> tuple[Message, Record]:
@@ -290,7 +300,13 @@ async def _update_report(service: Service, message: UpdateReport) -> None:
         if message.state == "health_check":
             outbox.put(tx, service, outbox.Order("attest", message.device, "service"))
         if message.state == "committed":
-            devices.change(tx, message.device, release_version=release.version, release_counter=release.release_counter)
+            devices.change(
+                tx,
+                message.device,
+                release_target=release.target,
+                release_version=release.version,
+                release_counter=release.release_counter,
+            )
         if message.state in FINAL_STATES and assigned.state != message.state:  # said again is not done again
             leaves.add(tx, entry)
 

@@ -47,10 +47,7 @@ _ASSIGNED = (
 )
 _COMMITTED = (
     select(release)
-    .join(
-        device,
-        and_(device.c.release_version == release.c.version, device.c.release_counter == release.c.release_counter),
-    )
+    .join(device, device.c.release_target == release.c.target)
     .where(device.c.id == bindparam("id"), release.c.withdrawn.is_(False))
 )
 

@@ -53,6 +53,8 @@ class Device(SQLModel, table=True):
     firmware_version: str | None = None
     last_attested_at: int | None = _time()
     last_seen_at: int | None = _time()
+    release_target: str | None = None
+    """What it committed last, by its name in the image repository."""
     release_version: str | None = None
     release_counter: int = 0
 

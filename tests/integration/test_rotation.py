@@ -27,6 +27,7 @@ from provisioning.refusals import (
     Refusal,
     RequestMalformed,
     SigningUnavailable,
+    StateConflict,
     StorageUnavailable,
 )
 from tests.support.attestation import Device, answer, bound, policy_text, proof
@@ -428,10 +429,19 @@ async def test_a_revoked_key_is_not_heard(agent):
         await agent.up(Failed(**agent.head(), in_reply_to="x", reason="no"))
 
 
-async def test_a_device_asks_for_its_renewal(agent):
+async def test_a_device_asks_for_its_renewal(agent, clock):
+    clock.now += timedelta(days=21)
     await agent.up(agent.hello())
     await agent.up(Renew(**agent.head(), certificate_serial="0"))
     assert await agent.only(Rotate)
+
+
+async def test_a_renewal_in_the_first_half_of_a_lifetime_is_refused(agent, clock):
+    clock.now += timedelta(days=14)
+    await agent.up(agent.hello())
+    with pytest.raises(StateConflict):
+        await agent.up(Renew(**agent.head(), certificate_serial="0"))
+    assert [message for message in await agent.down() if isinstance(message, Rotate)] == []
 
 
 async def test_rotation_is_ordered_once_however_often_it_is_asked_for(agent):
@@ -589,7 +599,8 @@ async def test_a_device_cannot_fail_another_ones_command(agent):
     assert (await agent.service.store.read(lambda tx: commands.get(tx, theirs))).state == "pending"
 
 
-async def test_a_renewal_that_is_asked_for_again_and_again_is_one_leaf(agent):
+async def test_a_renewal_that_is_asked_for_again_and_again_is_one_leaf(agent, clock):
+    clock.now += timedelta(days=21)
     await agent.up(agent.hello())
     for _ in range(5):
         await agent.up(Renew(**agent.head(), certificate_serial="0"))
