@@ -204,7 +204,8 @@ def test_usage_and_configuration_end_with_2(tmp_path):
 @pytest.mark.parametrize("year", [1970, 2100])
 def test_a_wrong_clock_at_1970_enrolls_and_a_future_one_weakens_nothing(stack, boot, year):
     moment = datetime(year, 1, 1, 0, 1, tzinfo=UTC)
-    device = boot(f"clock-{year}", clock=moment)
+    built = datetime.now(UTC) - timedelta(days=30)
+    device = boot(f"clock-{year}", clock=moment, build_time=built)
     status, _, errors = agent(device, "enroll", env=device._environment)
     if year == 1970:
         assert status == 0, errors
