@@ -84,8 +84,10 @@ def is_set_up() -> bool:
 
 
 def base_python() -> Path:
-    """The Python to make .venv from: the one it has, so that another PATH does not remake it; else the system's, which
-    is an optimised build (those of version managers often are not: half as fast); else the one running.
+    """The Python to make .venv from: the one it has, else the system's, else the one running.
+
+    The one it has, so that another PATH does not remake it. The system's is an optimised build; those of version
+    managers often are not, and half as fast.
 
     Raises:
         SetupError: none will do.
