@@ -14,8 +14,11 @@ _HIDDEN = "[hidden]"
 
 
 def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
-    """Configure structlog and the standard library's loggers, once a process."""
-    target = stream or sys.stderr
+    """Configure structlog and the standard library's loggers, once a process.
+
+    Without a `stream` it is whatever standard error is when something is logged: one that is closed or replaced
+    later does not take the logs, or who logs, with it.
+    """
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -27,8 +30,8 @@ def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO
             structlog.processors.JSONRenderer(sort_keys=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(target),
-        cache_logger_on_first_use=True,
+        logger_factory=lambda *_: structlog.WriteLogger(stream or sys.stderr),
+        cache_logger_on_first_use=False,
     )
     handler = _ToStructlog()
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

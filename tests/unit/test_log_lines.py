@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import sys
 
 import pytest
 import structlog
@@ -54,3 +55,16 @@ def test_a_librarys_warning_has_the_same_form_and_its_chatter_is_dropped(lines):
     logging.getLogger("library").info("chatter")
     (line,) = lines()
     assert (line["event"], line["logger"], line["message"]) == ("library", "library", "careful: value")
+
+
+def test_a_closed_standard_error_does_not_take_the_logger_with_it(monkeypatch):
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    configure_logging()
+    log = structlog.get_logger()
+    log.info("one")
+    first_line = first.getvalue()
+    first.close()
+    monkeypatch.setattr(sys, "stderr", second)
+    log.info("two")
+    assert ("one" in first_line, "two" in second.getvalue()) == (True, True)
