@@ -126,6 +126,7 @@ PACKAGES: dict[str, Callable[[], bool]] = {
     "libtss2-dev": has_file("usr/include/tss2/tss2_esys.h"),
     "mosquitto": has_program("mosquitto"),
     "openssl": has_program("openssl"),
+    "faketime": has_file("usr/lib/*/faketime/libfaketime.so.1", "usr/lib/faketime/libfaketime.so.1"),
     "pkg-config": has_program("pkg-config"),
     "python3-dev": has_python_headers,
     "python3-venv": has_venv,
