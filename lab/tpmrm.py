@@ -127,8 +127,8 @@ class ResourceManager:
                 self._drop(key.data)
         self._selector.unregister(process.pidfd)
         os.close(process.pidfd)
+        del self._processes[process.pid]  # before the TPM is asked: it may be gone, and then everything is shut once
         self._tpm.close(process.space)
-        del self._processes[process.pid]
 
     def _read(self, client: _Connection) -> None:
         try:
