@@ -55,7 +55,6 @@ class Taken:
     policy: Policy
     policy_id: int
     previous: TpmState | None
-    approved: bool
     release_values: Mapping[int, frozenset[bytes]]
     answer: bytes | None
     """The stored answer, where this very evidence was accepted before."""
@@ -176,7 +175,7 @@ def _take(
     challenge = _challenge_of(service, row)
     previous = None if approved or row.ak_name != device.ak_name else tpm_state_of(device)
     values = release_values(devices.releases_of(tx, device.id), rules) if rules.release_pcrs else {}
-    return Taken(challenge, row.ak_name, device, rules, row.policy_id, previous, approved, values, row.answer)
+    return Taken(challenge, row.ak_name, device, rules, row.policy_id, previous, values, row.answer)
 
 
 def _verify_quota(tx: Connection, service: Service, row: Record, at: int) -> None:

@@ -48,7 +48,6 @@ _OF_REQUEST = PreparedSelect(
     )
 )
 _BY_SERIAL = select(certificate).where(certificate.c.serial == bindparam("serial"))
-_BY_KEY = select(certificate).where(certificate.c.key_id == bindparam("key_id"))
 _SIGN = Prepared(
     update(certificate)
     .where(certificate.c.serial == bindparam("one"), certificate.c.signature.is_(None))
@@ -116,11 +115,6 @@ def certificates_of_request(tx: Connection, enrollment_id: str | None, key_id: s
 def certificate_by_serial(tx: Connection, serial: str) -> Record | None:
     """The certificate of that serial (lower hex)."""
     return tx.execute(_BY_SERIAL, {"serial": serial}).first()
-
-
-def certificates_by_key(tx: Connection, key_id: str) -> list[Record]:
-    """All certificates over one key."""
-    return list(tx.execute(_BY_KEY, {"key_id": key_id}))
 
 
 def certificates_of(tx: Connection, device_id: str) -> list[Record]:
@@ -198,11 +192,6 @@ def newest_attestation_of(tx: Connection, device_id: str, flow: str) -> Record |
     """The newest evidence of one flow that passed."""
     mine = select(attestation).where(attestation.c.device_id == device_id, attestation.c.flow == flow)
     return tx.execute(mine.order_by(attestation.c.at.desc()).limit(1)).first()
-
-
-def attestation_by_id(tx: Connection, enrollment_id: str) -> Record | None:
-    """The evidence that answered this challenge."""
-    return tx.execute(select(attestation).where(attestation.c.id == enrollment_id)).first()
 
 
 def put_boot_log(tx: Connection, *, sha256: str, device_id: str, content: bytes, now: int) -> None:
