@@ -27,6 +27,8 @@ from provisioning.service import Service
 from wire.binding import key_id
 
 ISSUING_KEY = "issuing"
+ISSUER = "issuing"
+"""The authority whose key that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> Re
             raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {known.serial}")
     row: dict[str, Any] = {
         "serial": serial_text(tbs.serial),
+        "issuer": ISSUER,
         "profile": tbs.profile.value,
         "subject": order.subject,
         "device_id": order.device_id,

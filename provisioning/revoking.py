@@ -9,7 +9,7 @@ from provisioning.db.devices import Record
 from provisioning.issuance.profile import issuer_of
 from provisioning.issuance.revocation import REASONS, Revoked, build_crl, check_crl
 from provisioning.issuance.tbs import assemble
-from provisioning.issuing import ISSUING_KEY, verify_signature
+from provisioning.issuing import ISSUER, ISSUING_KEY, verify_signature
 from provisioning.journal import leaf
 from provisioning.refusals import NotFound, RequestMalformed, StateConflict
 from provisioning.service import Service
@@ -68,13 +68,15 @@ async def sign_due_crl(service: Service) -> tuple[bytes, tuple[str, ...]] | None
     """
     now = service.clock().astimezone(UTC).replace(microsecond=0)
     at = int(now.timestamp())
-    last, unlisted = await service.store.read(lambda tx: (enrollments.newest_crl(tx), enrollments.unlisted(tx)))
+    last, unlisted = await service.store.read(
+        lambda tx: (enrollments.newest_crl(tx, ISSUER), enrollments.unlisted(tx, ISSUER))
+    )
     fresh_until = 0 if last is None else last.this_update + service.config.lifetimes.crl_refresh_seconds
     if not unlisted and at < fresh_until:
         return None
     # What expired since the last CRL stands in this one still (RFC 5280 section 3.3).
     since = at if last is None else min(at, last.this_update)
-    rows = await service.store.read(lambda tx: enrollments.revoked(tx, since))
+    rows = await service.store.read(lambda tx: enrollments.revoked(tx, ISSUER, since))
     number = 1 if last is None else last.number + 1
     issuer = issuer_of(service.authority.chain[0])
     next_update = now + timedelta(seconds=service.config.lifetimes.crl_seconds)
@@ -87,7 +89,8 @@ async def sign_due_crl(service: Service) -> tuple[bytes, tuple[str, ...]] | None
     listed = {row.serial for row in rows}
 
     def write(tx: Connection) -> tuple[str, ...]:
-        enrollments.add_crl(tx, number=number, der=crl, this_update=at, next_update=int(next_update.timestamp()))
+        times = {"this_update": at, "next_update": int(next_update.timestamp())}
+        enrollments.add_crl(tx, {"authority": ISSUER, "number": number, "der": crl, **times})
         enrollments.list_in_crl(tx, [row.serial for row in unlisted], number)
         return tuple(row.device_id for row in unlisted if row.device_id and _is_live(tx, row, listed))
 

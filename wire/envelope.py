@@ -78,6 +78,9 @@ def unverified_payload_type(data: bytes) -> str:
 
 def _standard_base64(where: str, text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedMessage(where, "is not base64") from error
+    if base64.b64encode(data).decode() != text:  # bits behind the last byte: two texts of one value
+        raise MalformedMessage(where, "is not canonical base64")
+    return data

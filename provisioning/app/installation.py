@@ -218,6 +218,7 @@ def _sign(
 def _row(wanted: Wanted, tbs: ToBeSigned, signature: bytes, now: datetime) -> dict[str, object]:
     return {
         "serial": serial_text(tbs.serial),
+        "issuer": "root",
         "profile": tbs.profile.value,
         "subject": getattr(wanted, "common_name", ""),
         "key_id": key_id(wanted.public_key),

@@ -147,16 +147,17 @@ def due_for_revocation(tx: Connection, now: int) -> list[Record]:
     return list(tx.execute(due))
 
 
-def revoked(tx: Connection, now: int) -> list[Record]:
-    """What stands in a CRL: revoked, and not expired by then."""
-    listed = (certificate.c.state == "revoked", certificate.c.not_after > now)
+def revoked(tx: Connection, authority: str, now: int) -> list[Record]:
+    """What stands in the CRL of that authority: revoked, and not expired by then."""
+    listed = (certificate.c.issuer == authority, certificate.c.state == "revoked", certificate.c.not_after > now)
     columns = (certificate.c.serial, certificate.c.revoked_at, certificate.c.reason)
     return list(tx.execute(select(*columns).where(*listed).order_by(certificate.c.serial)))
 
 
-def unlisted(tx: Connection) -> list[Record]:
-    """Revoked certificates that no CRL lists yet."""
-    waiting = (certificate.c.state == "revoked", certificate.c.crl_number.is_(None))
+def unlisted(tx: Connection, authority: str) -> list[Record]:
+    """Revoked certificates of that authority that no CRL lists yet."""
+    revoked_ones = (certificate.c.state == "revoked", certificate.c.crl_number.is_(None))
+    waiting = (certificate.c.issuer == authority, *revoked_ones)
     return list(tx.execute(select(certificate.c.serial, certificate.c.device_id).where(*waiting)))
 
 
@@ -166,15 +167,16 @@ def list_in_crl(tx: Connection, serials: list[str], number: int) -> None:
         tx.execute(update(certificate).where(certificate.c.serial == serial).values(crl_number=number))
 
 
-def newest_crl(tx: Connection) -> Record | None:
-    """The CRL with the highest number."""
-    return tx.execute(select(crl).order_by(crl.c.number.desc()).limit(1)).first()
+def newest_crl(tx: Connection, authority: str) -> Record | None:
+    """The CRL of that authority with the highest number."""
+    its = select(crl).where(crl.c.authority == authority)
+    return tx.execute(its.order_by(crl.c.number.desc()).limit(1)).first()
 
 
-def add_crl(tx: Connection, *, number: int, der: bytes, this_update: int, next_update: int) -> None:
+def add_crl(tx: Connection, row: dict[str, Any]) -> None:
     """Insert a CRL and drop its predecessors but one."""
-    tx.execute(insert(crl).values(number=number, der=der, this_update=this_update, next_update=next_update))
-    tx.execute(delete(crl).where(crl.c.number < number - 1))
+    tx.execute(insert(crl), row)
+    tx.execute(delete(crl).where(crl.c.authority == row["authority"], crl.c.number < row["number"] - 1))
 
 
 def add_attestation(tx: Connection, row: dict[str, Any]) -> None:

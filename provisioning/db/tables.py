@@ -33,8 +33,13 @@ class Device(SQLModel, table=True):
     id: str = Field(primary_key=True)
     serial: str = Field(unique=True)
     model: str = Field(index=True)
-    ek_id: str = Field(unique=True)
-    ek_certificate: bytes = _blob(nullable=False)
+    assurance: str = "attested"
+    """The least that it has to prove for a certificate: `attested`, `idevid`, `token`. The record says it, no route."""
+    profile: str = "ldevid"
+    """The name of the certificate profile that it gets."""
+    ek_id: str | None = Field(default=None, unique=True)
+    """None where the assurance is not `attested`."""
+    ek_certificate: bytes | None = _blob()
     ek_trust: str = "certificate"
     station: str = Field(index=True)
     state: str = "registered"
@@ -57,6 +62,8 @@ class Device(SQLModel, table=True):
     """What it committed last, by its name in the image repository."""
     release_version: str | None = None
     release_counter: int = 0
+    trust_version: int = 0
+    """The trust bundle that it holds, as its last hello said."""
 
 
 class Station(SQLModel, table=True):
@@ -109,6 +116,8 @@ class Certificate(SQLModel, table=True):
 
     __table_args__ = (Index("certificate_state", "state", "crl_number"),)
     serial: str = Field(primary_key=True)
+    issuer: str = "issuing"
+    """The authority that signs it, by its name."""
     profile: str
     subject: str
     device_id: str | None = Field(default=None, index=True)
@@ -258,12 +267,56 @@ class Checkpoint(SQLModel, table=True):
 
 
 class Crl(SQLModel, table=True):
-    """Each CRL that was signed; the number rises."""
+    """Each CRL that was signed; the number rises for each authority."""
 
+    authority: str = Field(primary_key=True)
     number: int = Field(primary_key=True)
     der: bytes = _blob(nullable=False)
     this_update: int = _time(nullable=False)
     next_update: int = _time(nullable=False)
+
+
+class Authority(SQLModel, table=True):
+    """A certificate authority, root or issuing. `name` stands in its URLs (`/ca/NAME.pem`, `/crl/NAME.crl`)."""
+
+    name: str = Field(primary_key=True)
+    kind: str
+    """`root` or `issuing`."""
+    state: str
+    """`prepared`, `active`, `retiring`, `retired`."""
+    key: str
+    """Its key: a label in the service's token, or a PKCS#11 URI (RFC 7512). Empty where the key is elsewhere."""
+    certificate: bytes = _blob(nullable=False)
+    chain: str = "[]"
+    """What stands above it, nearest first, without itself: a list of base64url DER."""
+    created_at: int = _time(nullable=False)
+    activated_at: int | None = _time()
+    retired_at: int | None = _time()
+
+
+class Profile(SQLModel, table=True):
+    """Each version of each certificate profile, in TOML. The highest version is in force."""
+
+    __table_args__ = (UniqueConstraint("name", "version"),)
+    id: int | None = Field(default=None, primary_key=True)
+    name: str
+    version: int
+    text: str = _text(nullable=False)
+    created_at: int = _time(nullable=False)
+    created_by: str
+
+
+class EstToken(SQLModel, table=True):
+    """A one-time token with which one device enrolls by EST; stored as its hash."""
+
+    __tablename__ = "est_token"
+    token_sha256: str = Field(primary_key=True)
+    device_id: str = Field(index=True)
+    profile: str | None = None
+    created_at: int = _time(nullable=False)
+    expires_at: int = _time(nullable=False)
+    used_at: int | None = _time()
+    created_by: str
 
 
 class Operator(SQLModel, table=True):

@@ -116,3 +116,10 @@ def test_a_changed_byte_never_changes_the_payload(at, bits):
     except (MalformedMessage, EnvelopeNotAuthentic):
         return
     assert payload == b'{"a":"payload"}'
+
+
+def test_bits_behind_the_last_byte_are_refused():
+    data = seal("t", b"{}", "k", lambda _: b"s")
+    assert b'"e30="' in data
+    with pytest.raises(MalformedMessage, match="canonical"):
+        open_envelope(data.replace(b'"e30="', b'"e31="'), "t", lambda *_: True)

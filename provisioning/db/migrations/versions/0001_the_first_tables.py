@@ -37,6 +37,19 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_attestation_device_id"), ["device_id"], unique=False)
 
     op.create_table(
+        "authority",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("certificate", sa.LargeBinary(), nullable=False),
+        sa.Column("chain", sa.String(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("activated_at", sa.BigInteger(), nullable=True),
+        sa.Column("retired_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
         "bootlog",
         sa.Column("sha256", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
@@ -47,6 +60,7 @@ def upgrade() -> None:
     op.create_table(
         "certificate",
         sa.Column("serial", sa.String(), nullable=False),
+        sa.Column("issuer", sa.String(), nullable=False),
         sa.Column("profile", sa.String(), nullable=False),
         sa.Column("subject", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=True),
@@ -101,19 +115,22 @@ def upgrade() -> None:
 
     op.create_table(
         "crl",
+        sa.Column("authority", sa.String(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("der", sa.LargeBinary(), nullable=False),
         sa.Column("this_update", sa.BigInteger(), nullable=False),
         sa.Column("next_update", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("number"),
+        sa.PrimaryKeyConstraint("authority", "number"),
     )
     op.create_table(
         "device",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("serial", sa.String(), nullable=False),
         sa.Column("model", sa.String(), nullable=False),
-        sa.Column("ek_id", sa.String(), nullable=False),
-        sa.Column("ek_certificate", sa.LargeBinary(), nullable=False),
+        sa.Column("assurance", sa.String(), nullable=False),
+        sa.Column("profile", sa.String(), nullable=False),
+        sa.Column("ek_id", sa.String(), nullable=True),
+        sa.Column("ek_certificate", sa.LargeBinary(), nullable=True),
         sa.Column("ek_trust", sa.String(), nullable=False),
         sa.Column("station", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
@@ -133,6 +150,7 @@ def upgrade() -> None:
         sa.Column("release_target", sa.String(), nullable=True),
         sa.Column("release_version", sa.String(), nullable=True),
         sa.Column("release_counter", sa.Integer(), nullable=False),
+        sa.Column("trust_version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("ek_id"),
         sa.UniqueConstraint("serial"),
@@ -173,6 +191,20 @@ def upgrade() -> None:
     with op.batch_alter_table("enrollment", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_enrollment_device_id"), ["device_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_enrollment_expires_at"), ["expires_at"], unique=False)
+
+    op.create_table(
+        "est_token",
+        sa.Column("token_sha256", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("profile", sa.String(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("used_at", sa.BigInteger(), nullable=True),
+        sa.Column("created_by", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("token_sha256"),
+    )
+    with op.batch_alter_table("est_token", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_est_token_device_id"), ["device_id"], unique=False)
 
     op.create_table(
         "leaf",
@@ -229,6 +261,17 @@ def upgrade() -> None:
         sa.UniqueConstraint("model", "version"),
     )
     op.create_table(
+        "profile",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("created_by", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("name", "version"),
+    )
+    op.create_table(
         "refusal",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
@@ -279,6 +322,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_refusal_at"))
 
     op.drop_table("refusal")
+    op.drop_table("profile")
     op.drop_table("policy")
     op.drop_table("operator")
     op.drop_table("mqttsession")
@@ -287,6 +331,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_leaf_kind"))
 
     op.drop_table("leaf")
+    with op.batch_alter_table("est_token", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_est_token_device_id"))
+
+    op.drop_table("est_token")
     with op.batch_alter_table("enrollment", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_enrollment_expires_at"))
         batch_op.drop_index(batch_op.f("ix_enrollment_device_id"))
@@ -313,6 +361,7 @@ def downgrade() -> None:
 
     op.drop_table("certificate")
     op.drop_table("bootlog")
+    op.drop_table("authority")
     with op.batch_alter_table("attestation", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_attestation_device_id"))
 
