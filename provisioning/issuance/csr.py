@@ -63,6 +63,8 @@ def verify_possession(der: bytes) -> AcceptedCsr:
         key = request.public_key()
         spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         oid, signature, signed = request.signature_algorithm_oid, request.signature, request.tbs_certrequest_bytes
+        if not der.endswith(b"\0" + signature):  # cryptography overlooks a BIT STRING that is not of whole octets
+            raise CsrRefused(expected="a signature of whole octets", actual="a rest of bits")
         if isinstance(key, ec.EllipticCurvePublicKey) and oid in _ECDSA:
             key.verify(signature, signed, _ECDSA[oid])
         elif isinstance(key, rsa.RSAPublicKey) and oid in _RSA:

@@ -94,3 +94,12 @@ def test_no_byte_of_a_request_can_be_changed(case, at, bits):
     at %= len(der)
     with pytest.raises((CsrRefused, CsrKeyNotCertified)):
         verify_csr(der[:at] + bytes([der[at] ^ bits]) + der[at + 1 :], certified)
+
+
+def test_a_signature_that_is_not_of_whole_octets_is_refused():
+    signature = x509.load_der_x509_csr(VALID).signature
+    spoilt = bytearray(VALID)
+    spoilt[-len(signature) - 1] = 1  # the count of unused bits
+    spoilt[-1] &= 0xFE
+    with pytest.raises(CsrRefused):
+        verify_csr(bytes(spoilt), spki(KEY))
