@@ -11,15 +11,14 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
 
 from provisioning.db import enrollments, leaves
 from provisioning.db.devices import Record
+from provisioning.issuance.algorithms import CaPublicKey, verify
 from provisioning.issuance.check import check_tbs
-from provisioning.issuance.profile import SPKI_P256, Issuer, Ldevid, Wanted, build, issuer_of
+from provisioning.issuance.keys import SPKI_P256
+from provisioning.issuance.profile import Issuer, Ldevid, Wanted, build, issuer_of
 from provisioning.issuance.tbs import ToBeSigned, assemble, serial_of, serial_text
 from provisioning.journal import leaf
 from provisioning.refusals import AlgorithmRefused, DeviceKeyReused, ToBeSignedRefused
@@ -149,12 +148,9 @@ def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> Re
     return Reserved(**{name: row[name] for name in Reserved.__slots__})
 
 
-def verify_signature(key: ec.EllipticCurvePublicKey, tbs: bytes, signature: bytes) -> None:
+def verify_signature(key: CaPublicKey, tbs: bytes, signature: bytes) -> None:
     """Is what the HSM signed the very bytes that were reserved? Raises: ToBeSignedRefused."""
-    try:
-        key.verify(signature, tbs, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature as error:
-        raise ToBeSignedRefused(expected="a signature over the reserved bytes", actual="another one") from error
+    verify(key, tbs, signature)
 
 
 def _record(

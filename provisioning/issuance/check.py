@@ -5,9 +5,9 @@ from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
-from provisioning.issuance.der import SHORT_FORM_BELOW
+from provisioning.issuance.algorithms import algorithm_in, algorithm_of_spki
 from provisioning.issuance.profile import (
     Issuer,
     Ldevid,
@@ -20,7 +20,7 @@ from provisioning.issuance.profile import (
     service_hosts,
     station_name,
 )
-from provisioning.issuance.tbs import ECDSA_WITH_SHA256, UNPARSED, UNSIGNED, Profile, ToBeSigned, assemble
+from provisioning.issuance.tbs import UNPARSED, Profile, ToBeSigned, unsigned
 from provisioning.refusals import Finding, ToBeSignedRefused
 
 _NO_USAGE = dict.fromkeys(
@@ -45,11 +45,12 @@ def check_tbs(tbs: ToBeSigned, wanted: Wanted, issuer: Issuer | None) -> None:
     """
     profile, subject, extensions = _expected(wanted, issuer)
     try:  # cryptography reads a field when it is asked for: every look stands in here
-        found = x509.load_der_x509_certificate(assemble(tbs.der, UNSIGNED))
+        algorithm = algorithm_of_spki(wanted.public_key) if issuer is None else issuer.algorithm
+        found = x509.load_der_x509_certificate(unsigned(tbs.der))
         signer = found.issuer.public_bytes()
         facts = (
             ("version", x509.Version.v3, found.version),
-            ("algorithm", ECDSA_WITH_SHA256, _algorithm(tbs.der, found.serial_number)),
+            ("algorithm", algorithm.name, algorithm_in(tbs.der).name),
             ("profile", profile, tbs.profile),
             ("serial", tbs.serial, found.serial_number),
             ("serial is positive and has 64 bits or more", True, 2**64 <= tbs.serial < 2**159),
@@ -68,13 +69,6 @@ def check_tbs(tbs: ToBeSigned, wanted: Wanted, issuer: Issuer | None) -> None:
     if wrong := tuple(Finding(what, str(right), str(actual)) for what, right, actual in facts if right != actual):
         names = ", ".join(finding.what for finding in wrong)
         raise ToBeSignedRefused(expected=f"the profile {profile}", actual=f"differs in: {names}", findings=wrong)
-
-
-def _algorithm(tbs: bytes, serial: int) -> bytes:
-    """The AlgorithmIdentifier inside the to-be-signed bytes: `cryptography` shows the one outside alone."""
-    header = 2 if tbs[1] < SHORT_FORM_BELOW else 2 + (tbs[1] & 0x7F)
-    start = header + len(bytes.fromhex("a003020102")) + 2 + serial.bit_length() // 8 + 1
-    return tbs[start : start + len(ECDSA_WITH_SHA256)]
 
 
 def _content(value: x509.ExtensionType) -> _Content:
@@ -136,4 +130,12 @@ def _of_issuer(issuer: Issuer | None) -> _Extensions:
     if issuer.crl_url is not None:
         where = x509.DistributionPoint([x509.UniformResourceIdentifier(issuer.crl_url)], None, None, None)
         extensions |= _fixed((False, x509.CRLDistributionPoints([where])))
-    return extensions
+    access = [
+        x509.AccessDescription(method, x509.UniformResourceIdentifier(url))
+        for method, url in (
+            (AuthorityInformationAccessOID.OCSP, issuer.ocsp_url),
+            (AuthorityInformationAccessOID.CA_ISSUERS, issuer.ca_url),
+        )
+        if url is not None
+    ]
+    return extensions | (_fixed((False, x509.AuthorityInformationAccess(access))) if access else {})

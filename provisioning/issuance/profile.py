@@ -15,12 +15,11 @@ from functools import lru_cache
 from cryptography import x509
 
 from provisioning.issuance import der
-from provisioning.issuance.tbs import ECDSA_WITH_SHA256, Profile, ToBeSigned
+from provisioning.issuance.algorithms import ECDSA_SHA256, SignatureAlgorithm, algorithm_of, algorithm_of_spki
+from provisioning.issuance.keys import SubjectKey, subject_key
+from provisioning.issuance.tbs import Profile, ToBeSigned
 from provisioning.refusals import ToBeSignedRefused
 
-SPKI_P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200") + b"\x04"
-"""What the SubjectPublicKeyInfo of every P-256 key starts with: the uncompressed point's x and y follow."""
-SPKI_OCTETS = len(SPKI_P256) + 64
 COMMON_NAME_MOST = 64
 """Characters: ub-common-name, RFC 5280 appendix A.1."""
 SERIAL_NUMBER = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
@@ -30,6 +29,7 @@ DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0
 _COMMON_NAME = "2.5.4.3"
 _SERIAL_NUMBER = "2.5.4.5"
 _DIGITAL_SIGNATURE, _KEY_CERT_SIGN, _CRL_SIGN = 0, 5, 6
+_OCSP, _CA_ISSUERS = "1.3.6.1.5.5.7.48.1", "1.3.6.1.5.5.7.48.2"
 _VERSION_3 = der.tlv(0xA0, der.integer(2))
 
 
@@ -37,7 +37,7 @@ _VERSION_3 = der.tlv(0xA0, der.integer(2))
 class Ldevid:
     """The identity of an enrolled device (IEEE 802.1AR): id minted by the server, serial as registered.
 
-    `public_key` is a SubjectPublicKeyInfo in DER, here and below: P-256.
+    `public_key` is a SubjectPublicKeyInfo in DER, here and below.
     """
 
     device_id: str
@@ -86,25 +86,38 @@ Wanted = Ldevid | Station | ServiceTls | RootCa | IssuingCa
 class Issuer:
     """What a certificate says about who signed it. `name` is the DER of its subject; `not_after` is its own.
 
-    `crl_url`, where given, is where its CRL is served: it becomes the CRL distribution point.
+    `crl_url`, where given, is where its CRL is served: it becomes the CRL distribution point. `ca_url` (its own
+    certificate, DER) and `ocsp_url` become the authority information access. `algorithm` is how its key signs.
     """
 
     name: bytes
     key_id: bytes
     not_after: datetime
     crl_url: str | None = None
+    ca_url: str | None = None
+    ocsp_url: str | None = None
+    algorithm: SignatureAlgorithm = ECDSA_SHA256
 
 
-def issuer_of(certificate: bytes, crl_url: str | None = None) -> Issuer:
-    """The issuer that this CA certificate (DER) is. Does not prove that the certificate is trusted, or a CA's."""
+def issuer_of(
+    certificate: bytes, crl_url: str | None = None, *, ca_url: str | None = None, ocsp_url: str | None = None
+) -> Issuer:
+    """The issuer that this CA certificate (DER) is. Does not prove that the certificate is trusted, or a CA's.
+
+    Raises: ToBeSignedRefused, where its key is of a kind that signs nothing here.
+    """
     ca = x509.load_der_x509_certificate(certificate)
     key_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    return Issuer(ca.subject.public_bytes(), key_id, ca.not_valid_after_utc, crl_url)
+    name, algorithm = ca.subject.public_bytes(), algorithm_of(ca.public_key())
+    return Issuer(name, key_id, ca.not_valid_after_utc, crl_url, ca_url, ocsp_url, algorithm)
 
 
 def key_id_of(public_key: bytes) -> bytes:
-    """Subject key identifier: the leftmost 160 bits of SHA-256 over the point (RFC 7093 section 2, method 1)."""
-    return hashlib.sha256(public_key[-65:]).digest()[:20]
+    """Subject key identifier: the leftmost 160 bits of SHA-256 over the key (RFC 7093 section 2, method 1).
+
+    The key is the content of the BIT STRING, without tag, length and number of unused bits. Raises: ToBeSignedRefused.
+    """
+    return hashlib.sha256(_subject_key(public_key).content).digest()[:20]
 
 
 def device_uri(service_name: str, device_id: str) -> str:
@@ -132,8 +145,6 @@ def build(
     """
     if (issuer is None) is not isinstance(wanted, RootCa):
         raise ToBeSignedRefused(expected="an issuer, or a root that is its own", actual=type(wanted).__name__)
-    if len(wanted.public_key) != SPKI_OCTETS or not wanted.public_key.startswith(SPKI_P256):
-        raise ToBeSignedRefused(expected="a P-256 key", actual=wanted.public_key)
     not_before = not_before.astimezone(UTC).replace(microsecond=0)
     not_after = not_after.astimezone(UTC).replace(microsecond=0)
     if not not_before < not_after:
@@ -144,7 +155,7 @@ def build(
     tbs = der.sequence(
         _VERSION_3,
         der.integer(serial),
-        ECDSA_WITH_SHA256,
+        (algorithm_of_spki(wanted.public_key) if issuer is None else issuer.algorithm).identifier,
         subject if issuer is None else issuer.name,
         der.sequence(der.time(not_before), der.time(not_after)),
         subject,
@@ -237,7 +248,19 @@ def _about(issuer: Issuer | None) -> bytes:
     if issuer is None:
         return b""
     authority = der.extension("2.5.29.35", der.sequence(der.tlv(0x80, issuer.key_id)))
-    if issuer.crl_url is None:
-        return authority
-    full_name = der.tlv(0xA0, der.tlv(0xA0, der.tlv(0x86, _ascii(issuer.crl_url))))
-    return authority + der.extension("2.5.29.31", der.sequence(der.sequence(full_name)))
+    if issuer.crl_url is not None:
+        full_name = der.tlv(0xA0, der.tlv(0xA0, der.tlv(0x86, _ascii(issuer.crl_url))))
+        authority += der.extension("2.5.29.31", der.sequence(der.sequence(full_name)))
+    access = [
+        der.sequence(der.oid(method), der.tlv(0x86, _ascii(url)))
+        for method, url in ((_OCSP, issuer.ocsp_url), (_CA_ISSUERS, issuer.ca_url))
+        if url is not None
+    ]
+    return authority + (der.extension("1.3.6.1.5.5.7.1.1", der.sequence(*access)) if access else b"")
+
+
+def _subject_key(public_key: bytes) -> SubjectKey:
+    key = subject_key(public_key)
+    if key is None:
+        raise ToBeSignedRefused(expected="a key on P-256, P-384, P-521, Ed25519, or RSA", actual=public_key)
+    return key

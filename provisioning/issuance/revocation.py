@@ -12,7 +12,7 @@ from cryptography import x509
 
 from provisioning.issuance import der
 from provisioning.issuance.profile import Issuer
-from provisioning.issuance.tbs import ECDSA_WITH_SHA256, UNPARSED, UNSIGNED, assemble
+from provisioning.issuance.tbs import UNPARSED, unsigned
 from provisioning.refusals import Finding, ToBeSignedRefused
 
 _VERSION_2 = der.integer(1)
@@ -81,7 +81,7 @@ def build_crl(
     authority = der.extension("2.5.29.35", der.sequence(der.tlv(0x80, issuer.key_id)))
     tbs = der.sequence(
         _VERSION_2,
-        ECDSA_WITH_SHA256,
+        issuer.algorithm.identifier,
         issuer.name,
         der.time(this_update),
         der.time(next_update),
@@ -99,10 +99,10 @@ def check_crl(tbs: CrlToBeSigned, entries: Iterable[Revoked], issuer: Issuer) ->
     wanted = {entry.serial: (entry.at.astimezone(UTC).replace(microsecond=0), entry.reason) for entry in entries}
     extensions = [(False, x509.AuthorityKeyIdentifier(issuer.key_id, None, None)), (False, x509.CRLNumber(tbs.number))]
     try:
-        found = x509.load_der_x509_crl(assemble(tbs.der, UNSIGNED))
+        found = x509.load_der_x509_crl(unsigned(tbs.der))
         listed = {entry.serial_number: (entry.revocation_date_utc, _reason(entry)) for entry in found}
         facts = (
-            ("algorithm", "1.2.840.10045.4.3.2", found.signature_algorithm_oid.dotted_string),
+            ("algorithm", issuer.algorithm.oid, found.signature_algorithm_oid.dotted_string),
             ("issuer", issuer.name, found.issuer.public_bytes()),
             ("this update", tbs.this_update, found.last_update_utc),
             ("next update", tbs.next_update, found.next_update_utc),

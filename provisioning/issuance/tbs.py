@@ -8,12 +8,9 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from provisioning.issuance import der
+from provisioning.issuance.algorithms import SignatureAlgorithm, algorithm_in
 
 SERIAL_OCTETS = 16
-ECDSA_WITH_SHA256 = der.sequence(der.oid("1.2.840.10045.4.3.2"))
-"""AlgorithmIdentifier of every signature here; ECDSA has no parameters (RFC 5758 section 3.2)."""
-UNSIGNED = bytes.fromhex("3006020101020101")
-"""An ECDSA signature in form only (r = s = 1), so that parsers take what nobody signed yet. It verifies nowhere."""
 UNPARSED = (
     ValueError,
     TypeError,
@@ -67,9 +64,16 @@ def serial_text(serial: int) -> str:
     return format(serial, "x")
 
 
-def assemble(tbs: bytes, signature: bytes) -> bytes:
-    """The certificate or CRL in DER: to-be-signed bytes, ecdsa-with-SHA256, the DER of an ECDSA signature.
+def assemble(tbs: bytes, signature: bytes, algorithm: SignatureAlgorithm | None = None) -> bytes:
+    """The certificate or CRL in DER: to-be-signed bytes, AlgorithmIdentifier, signature.
 
-    Does not verify the signature.
+    `algorithm` is by default the one that the bytes themselves name, which must be the same (RFC 5280 section 4.1.1.2):
+    only what names none (an OCSP response) needs it given. Does not verify the signature. Raises: ValueError.
     """
-    return der.sequence(tbs, ECDSA_WITH_SHA256, der.bits(signature))
+    return der.sequence(tbs, (algorithm or algorithm_in(tbs)).identifier, der.bits(signature))
+
+
+def unsigned(tbs: bytes) -> bytes:
+    """The same with a signature in form only, for a parser to read what nobody signed yet. Raises: ValueError."""
+    algorithm = algorithm_in(tbs)
+    return assemble(tbs, algorithm.unsigned, algorithm)

@@ -194,11 +194,9 @@ def test_an_issuer_is_what_its_certificate_says(hierarchy):
     assert issuer.crl_url == url
 
 
-P384 = spki(ec.generate_private_key(ec.SECP384R1()))
 REFUSED = {
     "root with an issuer": (ROOT, ISSUER, {}, "its own"),
     "leaf without an issuer": (LDEVID, None, {}, "its own"),
-    "P-384 key": (replace(LDEVID, public_key=P384), ISSUER, {}, "P-256"),
     "compressed point": (replace(LDEVID, public_key=SPKI[:26] + b"\x02" + SPKI[27:]), ISSUER, {}, "P-256"),
     "bytes behind the key": (replace(LDEVID, public_key=SPKI + b"\x00"), ISSUER, {}, "P-256"),
     "ends as it begins": (LDEVID, ISSUER, {"not_after": NOW}, "an end after"),
