@@ -37,6 +37,8 @@ class Device(SQLModel, table=True):
     """The least that it has to prove for a certificate: `attested`, `idevid`, `token`. The record says it, no route."""
     profile: str = "ldevid"
     """The name of the certificate profile that it gets."""
+    needs_approval: bool = False
+    """Does an operator approve each certificate that it asks for by EST?"""
     ek_id: str | None = Field(default=None, unique=True)
     """None where the assurance is not `attested`."""
     ek_certificate: bytes | None = _blob()
@@ -64,6 +66,8 @@ class Device(SQLModel, table=True):
     release_counter: int = 0
     trust_version: int = 0
     """The trust bundle that it holds, as its last hello said."""
+    held_from: str | None = None
+    """While it is on hold (`state` is then `revoked`): the state that a release brings back."""
 
 
 class Station(SQLModel, table=True):
@@ -274,6 +278,25 @@ class Crl(SQLModel, table=True):
     der: bytes = _blob(nullable=False)
     this_update: int = _time(nullable=False)
     next_update: int = _time(nullable=False)
+    covers: int = 0
+    """The newest of the `Revocation` rows that it shows."""
+
+
+class Revocation(SQLModel, table=True):
+    """Each change of a certificate's standing, in its order: what CRLs, OCSP and the broker follow. Never changed.
+
+    Without a certificate of that serial: an entry of a published CRL that this database, restored, does not know.
+    """
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: int = _time(nullable=False)
+    issuer: str
+    serial: str = Field(index=True)
+    device_id: str | None = None
+    reason: str | None = None
+    """RFC 5280's; None where a hold was released."""
+    by_time: bool = False
+    """Did nobody ask for it: was it the end of a grace period?"""
 
 
 class Authority(SQLModel, table=True):
@@ -316,7 +339,19 @@ class EstToken(SQLModel, table=True):
     created_at: int = _time(nullable=False)
     expires_at: int = _time(nullable=False)
     used_at: int | None = _time()
+    revoked_at: int | None = _time()
     created_by: str
+
+
+class EstRequest(SQLModel, table=True):
+    """A key for which a device asked by EST and which an operator approves, once. Gone when it was used."""
+
+    __tablename__ = "est_request"
+    device_id: str = Field(primary_key=True)
+    key_id: str = Field(primary_key=True)
+    asked_at: int = _time(nullable=False)
+    approved_until: int | None = _time()
+    approved_by: str | None = None
 
 
 class Operator(SQLModel, table=True):

@@ -120,6 +120,7 @@ def upgrade() -> None:
         sa.Column("der", sa.LargeBinary(), nullable=False),
         sa.Column("this_update", sa.BigInteger(), nullable=False),
         sa.Column("next_update", sa.BigInteger(), nullable=False),
+        sa.Column("covers", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("authority", "number"),
     )
     op.create_table(
@@ -129,6 +130,7 @@ def upgrade() -> None:
         sa.Column("model", sa.String(), nullable=False),
         sa.Column("assurance", sa.String(), nullable=False),
         sa.Column("profile", sa.String(), nullable=False),
+        sa.Column("needs_approval", sa.Boolean(), nullable=False),
         sa.Column("ek_id", sa.String(), nullable=True),
         sa.Column("ek_certificate", sa.LargeBinary(), nullable=True),
         sa.Column("ek_trust", sa.String(), nullable=False),
@@ -151,6 +153,7 @@ def upgrade() -> None:
         sa.Column("release_version", sa.String(), nullable=True),
         sa.Column("release_counter", sa.Integer(), nullable=False),
         sa.Column("trust_version", sa.Integer(), nullable=False),
+        sa.Column("held_from", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("ek_id"),
         sa.UniqueConstraint("serial"),
@@ -193,6 +196,15 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_enrollment_expires_at"), ["expires_at"], unique=False)
 
     op.create_table(
+        "est_request",
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("asked_at", sa.BigInteger(), nullable=False),
+        sa.Column("approved_until", sa.BigInteger(), nullable=True),
+        sa.Column("approved_by", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("device_id", "key_id"),
+    )
+    op.create_table(
         "est_token",
         sa.Column("token_sha256", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
@@ -200,6 +212,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.Column("used_at", sa.BigInteger(), nullable=True),
+        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
         sa.Column("created_by", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("token_sha256"),
     )
@@ -304,6 +317,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("target"),
     )
     op.create_table(
+        "revocation",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("issuer", sa.String(), nullable=False),
+        sa.Column("serial", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=True),
+        sa.Column("reason", sa.String(), nullable=True),
+        sa.Column("by_time", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("revocation", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_revocation_serial"), ["serial"], unique=False)
+
+    op.create_table(
         "station",
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("certificate_serial", sa.String(), nullable=False),
@@ -316,6 +343,10 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("station")
+    with op.batch_alter_table("revocation", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_revocation_serial"))
+
+    op.drop_table("revocation")
     op.drop_table("release")
     with op.batch_alter_table("refusal", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_refusal_device_id"))
@@ -335,6 +366,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_est_token_device_id"))
 
     op.drop_table("est_token")
+    op.drop_table("est_request")
     with op.batch_alter_table("enrollment", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_enrollment_expires_at"))
         batch_op.drop_index(batch_op.f("ix_enrollment_device_id"))
