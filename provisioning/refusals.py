@@ -385,6 +385,33 @@ class RegistrationMalformed(Refusal):
     cure = "serial: 1 to 63 of A-Z a-z 0-9 . -; model: a-z 0-9 . -; ek_certificate: PEM path or base64 DER."
 
 
+# --- EST ------------------------------------------------------------------------------------------------------------
+
+
+class AttestationRequired(Refusal):
+    code, problem = "MUSTER-EST-001", Problem.ATTESTATION_REQUIRED
+    title = "The device's record asks for an attestation, and this request does not stand on a fresh one"
+    cure = "Enroll by attestation: muster-agent enroll. EST only renews the very key that was attested, for a while."
+
+
+class EstBodyMalformed(Refusal):
+    code, problem = "MUSTER-EST-002", Problem.MALFORMED
+    title = "The body is not base64 of a PKCS#10 request"
+    cure = "Send the DER of the request in base64, as application/pkcs10: openssl req -outform DER | openssl base64."
+
+
+class CredentialRefused(Refusal):
+    code, problem = "MUSTER-EST-003", Problem.FORBIDDEN
+    title = "This credential does not open this route for this device"
+    cure = "simpleenroll: what the record asks for (IDevID, or a token). simplereenroll: the LDevID in force."
+
+
+class NamesDiffer(Refusal):
+    code, problem = "MUSTER-EST-004", Problem.FORBIDDEN
+    title = "The request names another subject than the presented certificate"
+    cure = "Make the request with the subject and the subjectAltName of the certificate that is renewed."
+
+
 # --- operators, devices over HTTPS and MQTT -----------------------------------------------------------------------
 
 
@@ -450,6 +477,18 @@ class MessageOutOfOrder(Refusal):
     code, problem = "MUSTER-MSG-002", Problem.CONFLICT
     title = "The MQTT message is of another session, replayed, or late"
     cure = "Nothing: replayed messages have no effect."
+
+
+class OutsideCertificateRefused(Refusal):
+    code, problem = "MUSTER-CER-001", Problem.CONFLICT
+    title = "The certificate from the outside CA makes no issuing CA here"
+    cure = "Have the request signed as a CA with path length 0, and bring every certificate up to the root."
+
+
+class TranscriptRefused(Refusal):
+    code, problem = "MUSTER-CER-002", Problem.CONFLICT
+    title = "The transcript is not that of this installation's ceremony"
+    cure = "Compare the paper, the file and the log; find out which of them was changed."
 
 
 class PolicyMalformed(Refusal):
