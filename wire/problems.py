@@ -28,6 +28,7 @@ class Problem(StrEnum):
     NOT_REGISTERED = "not-registered"
     ENDORSEMENT_REFUSED = "endorsement-refused"
     ATTESTATION_REFUSED = "attestation-refused"
+    ATTESTATION_REQUIRED = "attestation-required"
     TPM_CLEARED = "tpm-cleared"
     CHALLENGE_GONE = "challenge-gone"
     CHALLENGE_TAKEN = "challenge-taken"
@@ -69,6 +70,7 @@ REACTION: dict[Problem, Reaction] = {
     Problem.NOT_REGISTERED: Reaction.WAIT,
     Problem.ENDORSEMENT_REFUSED: Reaction.WAIT,
     Problem.ATTESTATION_REFUSED: Reaction.WAIT,
+    Problem.ATTESTATION_REQUIRED: Reaction.RESTART,
     Problem.TPM_CLEARED: Reaction.WAIT,
     Problem.CHALLENGE_GONE: Reaction.RESTART,
     Problem.CHALLENGE_TAKEN: Reaction.RESTART,

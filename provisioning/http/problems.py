@@ -20,6 +20,7 @@ STATUS: dict[Problem, int] = {
     Problem.NOT_REGISTERED: 403,
     Problem.ENDORSEMENT_REFUSED: 403,
     Problem.ATTESTATION_REFUSED: 403,
+    Problem.ATTESTATION_REQUIRED: 403,
     Problem.TPM_CLEARED: 403,
     Problem.CHALLENGE_GONE: 410,
     Problem.CHALLENGE_TAKEN: 409,
