@@ -1,28 +1,25 @@
-"""What stands in a token: finding keys, reading their attributes, decoding an EC public key. One session at a time."""
+"""What stands in a token: finding keys, reading their attributes, proving them. One session at a time."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import pkcs11
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
-from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11 import Attribute, KeyType, ObjectClass
 
-from hsm.errors import KeyAmbiguous, KeyPairMismatch, KeyUnsupported, TokenRefused
+from hsm.errors import KeyAmbiguous, KeyPairMismatch, KeyUnsupported
+from hsm.key import key_in, sign_message, verify_message
+from hsm.kinds import (
+    KeyReference,
+    PublicKey,
+    Signing,
+    decode_ec_point,
+    decode_edwards_point,
+    decode_rsa,
+    reference,
+)
 
-# namedCurve parameters (RFC 5480, section 2.1.1.1) as CKA_EC_PARAMS holds them.
-CURVES: dict[bytes, ec.EllipticCurve] = {
-    bytes.fromhex("06082a8648ce3d030107"): ec.SECP256R1(),
-    bytes.fromhex("06052b81040022"): ec.SECP384R1(),
-    bytes.fromhex("06052b81040023"): ec.SECP521R1(),
-}
-PARAMETERS = {curve.name: parameters for parameters, curve in CURVES.items()}
-
-LONG_FORM = 0x80  # DER lengths from here on take a second byte
-_PROBE = hashlib.sha256(b"muster: does this private key belong to its public key?").digest()
+_PROBE = b"muster: does this private key belong to its public key?"
 _FLAGS = {
     "sensitive": Attribute.SENSITIVE,
     "extractable": Attribute.EXTRACTABLE,
@@ -48,20 +45,6 @@ class KeyInfo:
     needs_login: bool
 
 
-@dataclass(frozen=True, slots=True)
-class EcKeyReference:
-    """Which key pair: enough to find it again after the token came back, and to prove that it is the same."""
-
-    label: str
-    id: bytes
-    public_key: ec.EllipticCurvePublicKey
-
-    @property
-    def coordinate_bytes(self) -> int:
-        """The length of r and of s in a raw signature."""
-        return (self.public_key.key_size + 7) // 8
-
-
 def find_keys(session: pkcs11.Session, kind: ObjectClass, **wanted: str | bytes) -> list[Any]:
     """The token's own objects of this class; session copies (see `bind_private_key`) are left out."""
     template: dict[Attribute, Any] = {Attribute.CLASS: kind, Attribute.TOKEN: True}
@@ -69,40 +52,74 @@ def find_keys(session: pkcs11.Session, kind: ObjectClass, **wanted: str | bytes)
     return list(session.get_objects(template))  # a list: an unfinished search would keep the session busy
 
 
-def find_ec_key(session: pkcs11.Session, label: str) -> EcKeyReference:
-    """The EC key pair of this label; the two halves are not yet proven to belong together.
+def find_key(session: pkcs11.Session, label: str | None, identity: bytes | None = None) -> KeyReference:
+    """The key pair of this label, or this id, or both; the two halves are not yet proven to belong together.
 
     Raises:
         pkcs11.NoSuchKey: one half is missing, which while logged out proves nothing.
-        KeyAmbiguous, KeyUnsupported: several of them; not an EC key on a known curve.
+        KeyAmbiguous, KeyUnsupported: several of them; not of a kind that is used here.
     """
-    private = _only(find_keys(session, ObjectClass.PRIVATE_KEY, label=label), f"private keys {label!r}")
-    identity = private[Attribute.ID]
-    public = _only(find_keys(session, ObjectClass.PUBLIC_KEY, label=label), f"public keys {label!r}")
-    if private[Attribute.KEY_TYPE] != KeyType.EC or public[Attribute.KEY_TYPE] != KeyType.EC:
-        raise KeyUnsupported(f"key {label!r} is no elliptic curve key")
-    return EcKeyReference(label, identity, decode_ec_point(public[Attribute.EC_PARAMS], public[Attribute.EC_POINT]))
+    wanted = _name(label, identity)
+    what = repr(label) if label is not None else f"with id {(identity or b'').hex()}"
+    private = only(find_keys(session, ObjectClass.PRIVATE_KEY, **wanted), f"private keys {what}")
+    identity = bytes(private[Attribute.ID])
+    public = only(find_keys(session, ObjectClass.PUBLIC_KEY, **wanted), f"public keys {what}")
+    kind = private[Attribute.KEY_TYPE]
+    if kind != public[Attribute.KEY_TYPE]:
+        raise KeyPairMismatch(f"private key {what} is of another kind than its public key")
+    return reference(private[Attribute.LABEL], identity, _public_key(kind, public, what))
 
 
-def bind_private_key(session: pkcs11.Session, key: EcKeyReference, *, copy: bool) -> Any:  # noqa: ANN401 (a class that python-pkcs11 makes at run time)
+def _public_key(kind: Any, public: Any, what: str) -> PublicKey:  # noqa: ANN401 (a class that python-pkcs11 makes at run time)
+    if kind == KeyType.EC:
+        return decode_ec_point(public[Attribute.EC_PARAMS], public[Attribute.EC_POINT])
+    if kind == KeyType.EC_EDWARDS:
+        return decode_edwards_point(public[Attribute.EC_PARAMS], public[Attribute.EC_POINT])
+    if kind == KeyType.RSA:
+        return decode_rsa(public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT])
+    raise KeyUnsupported(f"key {what} is neither of an elliptic curve nor RSA")
+
+
+def bind_private_key(session: pkcs11.Session, key: KeyReference, *, copy: bool) -> Any:  # noqa: ANN401 (as above)
     """A handle on the private key for this session, proven by a signature to belong to `key.public_key`.
 
     Raises:
-        pkcs11.NoSuchKey, KeyAmbiguous: see `find_ec_key`. KeyPairMismatch: another key answers to the name.
+        pkcs11.NoSuchKey, KeyAmbiguous: see `find_key`. KeyPairMismatch: another key answers to the name.
     """
-    found = find_keys(session, ObjectClass.PRIVATE_KEY, label=key.label, id=key.id)
-    handle = _only(found, f"private keys {key.label!r}")
+    found = find_keys(session, ObjectClass.PRIVATE_KEY, **_name(key.label, key.id))
+    handle = only(found, f"private keys {key.label!r}")
     # SoftHSM lets no copy of an unmodifiable key differ, even in TOKEN: such a key is used where it is.
     if copy and _flag(handle, Attribute.MODIFIABLE, unsafe=False):
         # SoftHSM reads a token object's file for each signature, a session object stays in memory. The copy inherits
         # SENSITIVE and not EXTRACTABLE, which a copy may only tighten (PKCS#11 2.40, section 4.1.3).
         handle = handle.copy({Attribute.TOKEN: False})
-    signature = raw_to_der(handle.sign(_PROBE, mechanism=Mechanism.ECDSA), key.coordinate_bytes)
+    proof = key_in(_Handle(handle), key)
     try:
-        key.public_key.verify(signature, _PROBE, ec.ECDSA(Prehashed(hashes.SHA256())))
+        verify_message(key.public_key, _PROBE, sign_message(proof, _PROBE))
     except InvalidSignature as error:
         raise KeyPairMismatch(f"private key {key.label!r} does not belong to its public key") from error
     return handle
+
+
+class _Handle:
+    """One key of one session as `hsm.key.Signs`."""
+
+    label = ""
+
+    def __init__(self, handle: Any) -> None:  # noqa: ANN401 (as above)
+        self._handle = handle
+
+    def sign(self, key: KeyReference, data: bytes, how: Signing) -> bytes:  # noqa: ARG002 (it is this handle's)
+        """The raw signature."""
+        return sign_raw(self._handle, data, how)
+
+
+def sign_raw(handle: Any, data: bytes, how: Signing) -> bytes:  # noqa: ANN401 (as above)
+    """C_SignInit, C_Sign."""
+    signature: bytes = handle.sign(
+        data, mechanism=how.mechanism, mechanism_param=how.parameters, buffer_size=how.buffer_bytes
+    )
+    return signature
 
 
 def describe_key(key: Any) -> KeyInfo:  # noqa: ANN401 (as above)
@@ -117,36 +134,13 @@ def describe_key(key: Any) -> KeyInfo:  # noqa: ANN401 (as above)
     )
 
 
-def decode_ec_point(parameters: bytes, point: bytes) -> ec.EllipticCurvePublicKey:
-    """The public key of CKA_EC_PARAMS and CKA_EC_POINT; the point is proven to lie on the curve.
-
-    Raises:
-        KeyUnsupported: not P-256, P-384 or P-521 by name, or not a point of it.
-    """
-    curve = CURVES.get(parameters)
-    if curve is None:
-        raise KeyUnsupported("the curve is none of P-256, P-384, P-521")
-    size = 1 + 2 * ((curve.key_size + 7) // 8)
-    header, raw = point[:-size], point[-size:]
-    # PKCS#11 2.40, section 2.3.3 wants the point inside an OCTET STRING; some tokens give it bare.
-    octet_string = bytes([0x04, size]) if size < LONG_FORM else bytes([0x04, 0x81, size])
-    if len(raw) != size or header not in (b"", octet_string):
-        raise KeyUnsupported("the public key is neither an uncompressed point nor one in an OCTET STRING")
-    try:
-        return ec.EllipticCurvePublicKey.from_encoded_point(curve, raw)
-    except ValueError as error:
-        raise KeyUnsupported("the public key is not a point of its curve") from error
+def _name(label: str | None, identity: bytes | None) -> dict[str, str | bytes]:
+    named: dict[str, str | bytes | None] = {"label": label, "id": identity}
+    return {attribute: value for attribute, value in named.items() if value is not None}
 
 
-def raw_to_der(raw: bytes, coordinate_bytes: int) -> bytes:
-    """The ECDSA-Sig-Value (RFC 3279, section 2.2.3) of the r ‖ s that PKCS#11 gives."""
-    if len(raw) != 2 * coordinate_bytes:
-        raise TokenRefused(f"the token gave a signature of {len(raw)} bytes instead of {2 * coordinate_bytes}")
-    r, s = raw[:coordinate_bytes], raw[coordinate_bytes:]
-    return encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
-
-
-def _only(found: list[Any], what: str) -> Any:  # noqa: ANN401 (as above)
+def only(found: list[Any], what: str) -> Any:  # noqa: ANN401 (as above)
+    """The one that was found; what is there twice under one id counts once. Raises: NoSuchKey, KeyAmbiguous."""
     if not found:
         raise pkcs11.NoSuchKey(f"no {what}")
     # SoftHSM shows one object twice for a moment after its token came back. Which of two of one id is taken does not

@@ -7,15 +7,16 @@ from typing import Any, Self
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import ec
-from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
+from pkcs11 import Attribute, MechanismFlag, ObjectClass
 
 from hsm.errors import KeyExists, KeyNotFound, KeyUnsupported
-from hsm.key import HsmEcKey
+from hsm.key import HsmEcKey, HsmKey, key_in
+from hsm.kinds import KeyKind, KeyReference, Signing, generation
 from hsm.module import ModuleSettings
-from hsm.objects import PARAMETERS, EcKeyReference, KeyInfo, bind_private_key, describe_key, find_ec_key, find_keys
+from hsm.objects import KeyInfo, bind_private_key, describe_key, find_key, find_keys, sign_raw
 from hsm.sessions import LOST, Seat, Sessions
 
-SIGNATURE_BUFFER_BYTES = 256  # P-521 needs 132; python-pkcs11's own 8,192 cost 10 µs a signature
+_KIND_OF_CURVE = {"secp256r1": KeyKind.P256, "secp384r1": KeyKind.P384, "secp521r1": KeyKind.P521}
 
 
 class Token:
@@ -75,20 +76,29 @@ class Token:
         """How many signatures were made for callers (the probe that proves a key pair is not counted)."""
         return self._sessions.signatures
 
-    def ec_key(self, label: str) -> HsmEcKey:
-        """The EC key pair of this label, proven by a signature to be a pair.
+    def key(self, label: str | None = None, *, identity: bytes | None = None) -> HsmKey:
+        """The key pair of this label, or CKA_ID, or both, proven by a signature to be a pair.
 
         Raises:
             KeyNotFound, KeyAmbiguous, KeyUnsupported, KeyPairMismatch; TokenUnavailable: try again later.
         """
+        if label is None and identity is None:
+            raise KeyUnsupported("a key is named by its label, its id, or both")
 
-        def find(seat: Seat) -> EcKeyReference:
+        def find(seat: Seat) -> KeyReference:
             seat.require_login()
-            reference = find_ec_key(seat.session, label)
+            reference = find_key(seat.session, label, identity)
             self._bound(seat, reference)
             return reference
 
-        return HsmEcKey(self, self._sessions.run(find))
+        return key_in(self, self._sessions.run(find))
+
+    def ec_key(self, label: str) -> HsmEcKey:
+        """The EC key pair of this label. Raises: as `key`; KeyUnsupported for another kind."""
+        key = self.key(label)
+        if not isinstance(key, HsmEcKey):
+            raise KeyUnsupported(f"key {label!r} is no elliptic curve key")
+        return key
 
     def keys(self) -> list[KeyInfo]:
         """All private keys of the token, by label. An empty list is believed of a fresh login only."""
@@ -105,59 +115,64 @@ class Token:
         except KeyNotFound:
             return []
 
-    def generate_ec_key(self, label: str, curve: ec.EllipticCurve | None = None) -> HsmEcKey:
-        """Make an EC key pair (P-256 unless told) that stays in the token: sensitive, not extractable, for signing.
+    def generate_key(self, label: str, kind: KeyKind = KeyKind.P256) -> HsmKey:
+        """Make a key pair that stays in the token: sensitive, not extractable, for signing.
 
         Raises:
-            KeyExists: a public or private key of this label is there. KeyUnsupported: the curve.
-            TokenRefused, TokenUnavailable.
+            KeyExists: a public or private key of this label is there. KeyUnsupported: the label.
+            TokenRefused: what the token said, also where it makes no key of this kind. TokenUnavailable.
         """
-        parameters = PARAMETERS.get((curve or ec.SECP256R1()).name)
-        if parameters is None:
-            raise KeyUnsupported("the curve is none of P-256, P-384, P-521")
         if not label or not label.isprintable():
             raise KeyUnsupported("a key label is printable text")
-        self._sessions.run(lambda seat: self._generate(seat, label, parameters))
-        return self.ec_key(label)
+        self._sessions.run(lambda seat: self._generate(seat, label, kind))
+        return self.key(label)
 
-    def sign(self, key: EcKeyReference, digest: bytes) -> bytes:
-        """The raw ECDSA signature r ‖ s over a digest not longer than the curve's order. `HsmEcKey` is the usual way.
+    def generate_ec_key(self, label: str, curve: ec.EllipticCurve | None = None) -> HsmEcKey:
+        """The same for an EC key, on P-256 unless told. Raises: as `generate_key`; KeyUnsupported: the curve."""
+        kind = _KIND_OF_CURVE.get((curve or ec.SECP256R1()).name)
+        if kind is None:
+            raise KeyUnsupported("the curve is none of P-256, P-384, P-521")
+        key = self.generate_key(label, kind)
+        assert isinstance(key, HsmEcKey)  # noqa: S101  for mypy: the kind says so
+        return key
+
+    def sign(self, key: KeyReference, data: bytes, how: Signing) -> bytes:
+        """The raw signature over what this mechanism takes. The keys of `hsm.key` are the usual way.
 
         Raises:
             TokenUnavailable: try again later. WrongPin, KeyNotFound, KeyPairMismatch, TokenRefused: do not.
         """
 
         def sign(seat: Seat) -> bytes:
-            signature: bytes = self._bound(seat, key).sign(
-                digest, mechanism=Mechanism.ECDSA, buffer_size=SIGNATURE_BUFFER_BYTES
-            )
+            signature = sign_raw(self._bound(seat, key), data, how)
             seat.signatures += 1
             return signature
 
         return self._sessions.run(sign)
 
-    def _bound(self, seat: Seat, key: EcKeyReference) -> Any:  # noqa: ANN401 (a class that python-pkcs11 makes at run time)
+    def _bound(self, seat: Seat, key: KeyReference) -> Any:  # noqa: ANN401 (a class that python-pkcs11 makes at run time)
         name = (key.label, key.id)
         if name not in seat.keys:
             seat.require_login()
             seat.keys[name] = bind_private_key(seat.session, key, copy=self.settings.session_copies)
         return seat.keys[name]
 
-    def _generate(self, seat: Seat, label: str, parameters: bytes) -> None:
+    def _generate(self, seat: Seat, label: str, kind: KeyKind) -> None:
         seat.require_login()
-        for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
-            if find_keys(seat.session, kind, label=label):
+        for half in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+            if find_keys(seat.session, half, label=label):
                 raise KeyExists(f"token {self.label!r} already has a key {label!r}")
+        how = generation(kind)
         session = seat.session.token.open(rw=True)
         try:
-            domain = session.create_domain_parameters(KeyType.EC, {Attribute.EC_PARAMS: parameters}, local=True)
-            domain.generate_keypair(
+            session.create_domain_parameters(how.key_type, how.template, local=True).generate_keypair(
                 id=session.generate_random(128),
                 label=label,
                 store=True,
                 capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
+                mechanism=how.mechanism,
                 private_template={Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
-                public_template={Attribute.MODIFIABLE: False},
+                public_template=how.template | {Attribute.MODIFIABLE: False},
             )
         finally:
             with suppress(*LOST):  # a session that is lost needs no closing

@@ -3,16 +3,15 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from hsm.errors import HsmError
-from hsm.key import HsmEcKey
+from hsm.errors import HsmError, KeyNotFound
+from hsm.key import HsmEcKey, HsmKey, sign_message
+from hsm.kinds import PublicKey
 from hsm.module import ModuleSettings
 from hsm.softhsm import find_module, settings, write_configuration
 from hsm.token import Token
+from hsm.uri import SCHEME, parse_uri
 from provisioning.config import Config, ConfigurationRefused, DataDirectory
 from provisioning.db.lane import Job, Lane, LaneFull
 from provisioning.refusals import SigningUnavailable
@@ -22,32 +21,36 @@ SERVICE_KEYS = ("issuing", "command", "log", "trust-online", "director-online")
 
 
 class HsmKeys:
-    """`service.Keys` over one token. Each signature is a call into the module on one of a few threads."""
+    """`service.Keys` over one token. Each call into the module is made on one of a few threads.
+
+    A key is named by its label in the service's token, or by a PKCS#11 URI (RFC 7512).
+    """
 
     def __init__(self, token: Token, deadline_seconds: float, threads: int) -> None:
         self.token = token
         self._deadline = deadline_seconds
-        self._lanes = [Lane(f"hsm {number}", _sign) for number in range(threads)]
-        self._keys: dict[str, HsmEcKey] = {label: token.ec_key(label) for label in SERVICE_KEYS}
+        self._lanes = [Lane(f"hsm {number}", _carry_out) for number in range(threads)]
+        self._keys: dict[str, HsmKey] = {label: self._find(label) for label in SERVICE_KEYS}
 
-    async def sign(self, label: str, message: bytes) -> bytes:
-        """An ECDSA-SHA-256 signature (DER). Raises: SigningUnavailable."""
-        lane = min(self._lanes, key=lambda lane: lane.waiting)
-        try:
-            async with asyncio.timeout(self._deadline):
-                return cast("bytes", await lane.do((self._keys[label], message)))
-        except (TimeoutError, LaneFull) as error:
-            raise SigningUnavailable(expected=f"a signature in {self._deadline} s", actual="none") from error
-        except HsmError as error:
-            raise SigningUnavailable(expected="a signature", actual=error) from error
+    async def sign(self, key: str, message: bytes) -> bytes:
+        """A signature by the key's own algorithm (`hsm.key.sign_message`). Raises: SigningUnavailable."""
+        found = self._keys.get(key) or await self._adopted(key)
+        return cast("bytes", await self._do(lambda: sign_message(found, message)))
 
-    def public(self, label: str) -> ec.EllipticCurvePublicKey:
-        """The public key of that label."""
-        return self._keys[label].public_key()
+    async def adopt(self, key: str) -> PublicKey:
+        """Find a key that appeared after the start; its public half. Raises: SigningUnavailable."""
+        return (self._keys.get(key) or await self._adopted(key)).public_key()
 
-    def key(self, label: str) -> ec.EllipticCurvePrivateKey:
-        """The key itself, for a library that signs with it: call that library on a thread."""
-        return self._keys[label]
+    def public(self, key: str) -> PublicKey:
+        """The public half of a key that was there at the start, or was adopted."""
+        return self._keys[key].public_key()
+
+    def key(self, key: str) -> HsmEcKey:
+        """The key itself, where it is on a curve, for a library that signs with it: call that library on a thread."""
+        found = self._keys[key]
+        if not isinstance(found, HsmEcKey):
+            raise KeyError(key)
+        return found
 
     def close(self) -> None:
         """Log out. A signature that hangs in the module is left behind with its thread."""
@@ -55,12 +58,36 @@ class HsmKeys:
             lane.close(CLOSING_SECONDS)
         self.token.close()
 
+    async def _adopted(self, key: str) -> HsmKey:
+        found: HsmKey = await self._do(lambda: self._find(key))
+        self._keys[key] = found
+        return found
 
-def _sign(group: Sequence[Job]) -> None:
-    for job in group:
-        key, message = job.work
+    def _find(self, key: str) -> HsmKey:
+        if not key.startswith(SCHEME):
+            return self.token.key(key)
+        uri = parse_uri(key)
+        if uri.token not in (None, self.token.label):
+            raise KeyNotFound(f"the service has no token {uri.token!r}")
+        return self.token.key(uri.object, identity=uri.id)
+
+    async def _do(self, work: Callable[[], object]) -> Any:  # noqa: ANN401  the caller knows what its work returns
+        lane = min(self._lanes, key=lambda lane: lane.waiting)
         try:
-            job.result = key.sign(message, ec.ECDSA(hashes.SHA256()))
+            async with asyncio.timeout(self._deadline):
+                return await lane.do(work)
+        except (TimeoutError, LaneFull) as error:
+            raise SigningUnavailable(expected=f"a signature in {self._deadline} s", actual="none") from error
+        except HsmError as error:
+            raise SigningUnavailable(expected="a signature", actual=error) from error
+
+
+def _carry_out(group: Sequence[Job]) -> None:
+    for job in group:
+        if job.future is not None and job.future.done():
+            continue  # its caller has gone: what nobody waits for is not signed
+        try:
+            job.result = job.work()
         except BaseException as error:  # noqa: BLE001  it goes to the caller whose signature it was
             job.error = error
 

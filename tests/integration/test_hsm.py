@@ -23,6 +23,7 @@ from hsm.errors import (
     KeyUnsupported,
     TokenRefused,
 )
+from hsm.kinds import KeyKind
 from hsm.softhsm import settings
 from hsm.token import Token
 from tests.integration.hsm_box import Box
@@ -154,10 +155,16 @@ def test_a_public_key_that_is_not_the_private_keys_is_refused(token):
         token.ec_key("foreign")
 
 
-def test_a_key_that_is_no_ec_key_is_refused(token):
+def test_a_key_that_is_too_small_is_refused(token):
     with token._sessions._login.token.open(rw=True) as session:
         session.generate_keypair(KeyType.RSA, 2048, label="rsa", store=True)
-    with pytest.raises(KeyUnsupported, match="'rsa'"):
+    with pytest.raises(KeyUnsupported, match="2048 bits"):
+        token.key("rsa")
+
+
+def test_a_key_that_is_no_ec_key_is_not_taken_for_one(token):
+    token.generate_key("rsa", KeyKind.RSA3072)
+    with pytest.raises(KeyUnsupported, match="'rsa' is no elliptic curve key"):
         token.ec_key("rsa")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hsm.errors import KeyUnsupported, TokenRefused
 from hsm.key import HsmEcKey
-from hsm.objects import EcKeyReference
+from hsm.kinds import EcKeyReference
 
 HASH_OF_LENGTH = {32: hashes.SHA256(), 48: hashes.SHA384(), 64: hashes.SHA512()}
 
@@ -26,7 +26,7 @@ class TokenInMemory:
     def __init__(self, private_key):
         self.private_key = private_key
 
-    def sign(self, key, digest):
+    def sign(self, key, digest, how):
         der = self.private_key.sign(digest, ec.ECDSA(Prehashed(HASH_OF_LENGTH[len(digest)])))
         r, s = decode_dss_signature(der)
         return r.to_bytes(key.coordinate_bytes, "big") + s.to_bytes(key.coordinate_bytes, "big")

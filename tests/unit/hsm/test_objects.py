@@ -12,7 +12,8 @@ from pkcs11 import Attribute, KeyType
 
 from hsm.ceremony import check_protection, protection_faults
 from hsm.errors import KeyNotProtected, KeyUnsupported
-from hsm.objects import CURVES, PARAMETERS, KeyInfo, decode_ec_point, describe_key
+from hsm.kinds import CURVES, PARAMETERS, decode_ec_point
+from hsm.objects import KeyInfo, describe_key
 
 P256 = PARAMETERS["secp256r1"]
 GOOD = {
