@@ -467,6 +467,18 @@ class StateConflict(Refusal):
     cure = "Look at it first."
 
 
+class NotOnHold(Refusal):
+    code, problem = "MUSTER-REV-001", Problem.CONFLICT
+    title = "Only what is on hold can be released"
+    cure = "Every other revocation is final. Register the device again after it was examined."
+
+
+class OcspRequestMalformed(Refusal):
+    code, problem = "MUSTER-REV-002", Problem.MALFORMED
+    title = "The request is not an OCSP request"
+    cure = "Send an OCSPRequest in DER (RFC 6960 section 4.1.1), at most 16 certificates, a nonce of 1 to 128 octets."
+
+
 class MessageNotAuthentic(Refusal):
     code, problem = "MUSTER-MSG-001", Problem.FORBIDDEN
     title = "The MQTT message is not signed by the device's current key"
