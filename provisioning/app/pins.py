@@ -1,4 +1,4 @@
-"""Where a token's PIN is read from: a file, an environment variable, a systemd credential, or a person. Never an argument.
+"""Where a PIN is read from: a file, an environment variable, a systemd credential, or a person; never an argument.
 
 A source is text that may stand in a configuration (`file:/run/pin`, `env:ROOT_PIN`, `credential:root-pin`, `prompt`);
 the PIN itself may not. What a reader returns is kept by nobody.
