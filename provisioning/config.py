@@ -17,6 +17,7 @@ DEFAULT_DATA_DIR = Path(".muster")
 DEMO_MARKER, UP_MARKER = ".muster-demo", ".muster-up"
 """Files that stand in a folder which `muster demo`, or `muster simulate --up`, made inside a data directory."""
 _SERVICE_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+_PUBLIC_URL = re.compile(r"http://[a-z0-9.\[\]:-]{1,120}(/[A-Za-z0-9._~-]{1,32}){0,2}")
 
 
 class ConfigurationRefused(Exception):
@@ -25,7 +26,11 @@ class ConfigurationRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where the listeners bind. `advertised_host` is what devices are told to connect to."""
+    """Where the listeners bind. `advertised_host` is what devices are told to connect to.
+
+    `public_url` is where strangers reach the public listener: it stands in every certificate (CRL, OCSP, issuer). Empty
+    means: the advertised host and the public port as it is bound.
+    """
 
     host: str = "127.0.0.1"
     advertised_host: str = "127.0.0.1"
@@ -33,6 +38,7 @@ class Listen:
     operator_port: int = 8444
     public_port: int = 8080
     mqtt_port: int = 8883
+    public_url: Annotated[str, Cap(200)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,10 @@ class Limits:
     """Challenges that all senders together may ask one worker for."""
     in_flight_enrollments: int = 512
     challenge_seconds: int = 300
+    est_certificates_per_day: int = 20
+    """How many certificates one device gets by EST with a certificate of its own."""
+    est_token_seconds: int = 86400
+    """How long a one-time token may be used where nothing else was asked for."""
     unknown_refusals: int = 10_000
     """Refusals of strangers that are kept for `explain`; older ones are dropped."""
 
@@ -207,4 +217,14 @@ def parse_config(text: str, name: str) -> Config:
     if _SERVICE_NAME.fullmatch(config.service_name) is None:
         msg = f"{name}: service_name: {config.service_name!r} is no DNS name in lower case; correct it"
         raise ConfigurationRefused(msg)
+    if config.listen.public_url and _PUBLIC_URL.fullmatch(config.listen.public_url) is None:
+        msg = f"{name}: listen.public_url: is not like http://ca.example or http://ca.example:8080/pki; correct it"
+        raise ConfigurationRefused(msg)
     return config
+
+
+def public_url(config: Config, port: int) -> str | None:
+    """Where strangers reach the public listener on this port; None where no port is known yet."""
+    listen = config.listen
+    host = f"[{listen.advertised_host}]" if ":" in listen.advertised_host else listen.advertised_host
+    return listen.public_url or (f"http://{host}:{port}" if port else None)

@@ -21,7 +21,6 @@ from ota.repository import refresh_online
 from provisioning import journal, outbox, revoking, rotation
 from provisioning.db import commands, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.issuing import ISSUER
 from provisioning.refusals import Refusal
 from provisioning.service import Service
 from provisioning.transparency import Checkpoint, Tree, append, checkpoint_text, root_of, signed_note
@@ -186,7 +185,7 @@ class CrlDuty:
 
     async def _publish(self) -> None:
         # Out of the database, so that a crash between the signature and the file costs nothing.
-        row = await self._service.store.read(lambda tx: enrollments.newest_crl(tx, ISSUER))
+        row = await self._service.store.read(lambda tx: enrollments.newest_crl(tx, revoking.ISSUER))
         if row is not None and row.number != self._published:
             await asyncio.to_thread(_replace, self._service.directory.ca / "issuing.crl", row.der)
             self._published = row.number
@@ -211,7 +210,7 @@ def _replace(path: Path, content: bytes) -> None:
 def still_live(tx: Connection, now: datetime) -> set[str]:
     """Devices whose last session was opened with a certificate that is revoked."""
     found = set()
-    for row in enrollments.revoked(tx, ISSUER, int(now.timestamp())):
+    for row in enrollments.revoked(tx, revoking.ISSUER, int(now.timestamp())):
         certificate = enrollments.certificate_by_serial(tx, row.serial)
         device = None if certificate is None else certificate.device_id
         session = None if device is None else commands.session_of(tx, device)

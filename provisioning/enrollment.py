@@ -162,4 +162,5 @@ async def _same_answer(service: Service, taken: Taken) -> Issued:
 
 def _answer(service: Service, device_id: str, certificate: IssuedCertificate) -> Issued:
     mqtt = MqttAddress(service.config.listen.advertised_host, service.mqtt_port)
-    return Issued(device_id, certificate.der, service.authority.chain, mqtt, renew_after(certificate))
+    chain = service.authorities.named(certificate.issuer).chain
+    return Issued(device_id, certificate.der, chain, mqtt, renew_after(certificate))

@@ -8,26 +8,22 @@ that a crash left unsigned is signed again when its request comes again.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection
 
-from provisioning.db import enrollments, leaves
+from provisioning.authorities import Authority, State
+from provisioning.db import authorities, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import CaPublicKey, verify
 from provisioning.issuance.check import check_tbs
 from provisioning.issuance.keys import SPKI_P256
-from provisioning.issuance.profile import Issuer, Ldevid, Wanted, build, issuer_of
+from provisioning.issuance.profile import Issuer, Ldevid, Wanted, build
 from provisioning.issuance.tbs import ToBeSigned, assemble, serial_of, serial_text
 from provisioning.journal import leaf
-from provisioning.refusals import AlgorithmRefused, DeviceKeyReused, ToBeSignedRefused
+from provisioning.refusals import AlgorithmRefused, DeviceKeyReused, SigningUnavailable, ToBeSignedRefused
 from provisioning.service import Service
 from wire.binding import key_id
-
-ISSUING_KEY = "issuing"
-ISSUER = "issuing"
-"""The authority whose key that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +45,8 @@ class IssuedCertificate:
     der: bytes
     not_before: datetime
     not_after: datetime
+    issuer: str
+    """The name of the authority that signed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,7 @@ class Reserved:
     not_before: int
     not_after: int
     signature: bytes | None
+    issuer: str
 
 
 Recorded = Callable[[Connection, IssuedCertificate], None]
@@ -73,10 +72,9 @@ async def issue(service: Service, order: Order, recorded: Recorded) -> IssuedCer
     Raises: DeviceKeyReused, ToBeSignedRefused, SigningUnavailable, StorageUnavailable.
     """
     now = service.clock()
-    tbs = _build(service, order, now)
-    reserved = await service.ledger.write(lambda tx: _reserve(tx, order, tbs, now))
-    signature = reserved.signature or await service.keys.sign(ISSUING_KEY, reserved.tbs)
-    verify_signature(service.keys.public(ISSUING_KEY), reserved.tbs, signature)
+    by, reserved = await _reserved(service, order, now)
+    signature = reserved.signature or await service.keys.sign(by.key, reserved.tbs)
+    verify_signature(by.public_key, reserved.tbs, signature)
     entry = leaf(service, "certificate", now, serial=reserved.serial, profile=reserved.profile, tbs=reserved.tbs)
     return await service.ledger.write(lambda tx: _record(tx, reserved, signature, entry, recorded))
 
@@ -91,12 +89,12 @@ def ldevid_order(service: Service, device: Record, public_key: bytes, enrollment
 
 def certificate_of(row: Record) -> IssuedCertificate:
     """The certificate of an issued row."""
-    return _issued(row.serial, row.not_before, row.not_after, row.tbs, row.signature)
+    return _issued(row, row.signature)
 
 
-def _issued(serial: str, not_before: int, not_after: int, tbs: bytes, signature: bytes) -> IssuedCertificate:
-    begin, end = datetime.fromtimestamp(not_before, UTC), datetime.fromtimestamp(not_after, UTC)
-    return IssuedCertificate(serial, assemble(tbs, signature), begin, end)
+def _issued(row: Record | Reserved, signature: bytes) -> IssuedCertificate:
+    begin, end = datetime.fromtimestamp(row.not_before, UTC), datetime.fromtimestamp(row.not_after, UTC)
+    return IssuedCertificate(row.serial, assemble(row.tbs, signature), begin, end, row.issuer)
 
 
 def renew_after(certificate: IssuedCertificate) -> datetime:
@@ -105,9 +103,20 @@ def renew_after(certificate: IssuedCertificate) -> datetime:
     return moment.astimezone(UTC).replace(microsecond=0)
 
 
-def _build(service: Service, order: Order, now: datetime) -> ToBeSigned:
+async def _reserved(service: Service, order: Order, now: datetime) -> tuple[Authority, Reserved]:
+    """The authority that signs now, and what it will sign. Raises: SigningUnavailable, as `issue`."""
+    for _ in range(2):
+        by = service.authorities.active
+        tbs = _build(service, order, by.issuer, now)
+        reserved = await service.ledger.write(lambda tx, by=by, tbs=tbs: _reserve(tx, order, by.name, tbs, now))  # type: ignore[misc]  # bound now
+        if reserved is not None:
+            return service.authorities.named(reserved.issuer), reserved
+        await service.authorities.refresh(service.store)  # another process activated another one a moment ago
+    raise SigningUnavailable(expected="an active issuing authority", actual="one that changes")
+
+
+def _build(service: Service, order: Order, by: Issuer, now: datetime) -> ToBeSigned:
     lifetimes = service.config.lifetimes
-    by = _issuer(service.authority.chain[0])
     not_before = now - timedelta(seconds=lifetimes.backdate_seconds)
     not_after = min(now + timedelta(days=order.days), by.not_after)
     serial = serial_of(service.entropy(16))
@@ -116,22 +125,27 @@ def _build(service: Service, order: Order, now: datetime) -> ToBeSigned:
     return tbs
 
 
-@lru_cache(maxsize=8)
-def _issuer(certificate: bytes) -> Issuer:
-    return issuer_of(certificate)
+def _reserve(tx: Connection, order: Order, by: str, tbs: ToBeSigned, now: datetime) -> Reserved | None:
+    """The row that will be signed: the one that this request reserved before, or a new one.
 
-
-def _reserve(tx: Connection, order: Order, tbs: ToBeSigned, now: datetime) -> Reserved:
-    """The row that will be signed: the one that this request reserved before, or a new one."""
+    None where the authority is not active (any more): no other one's key signs a certificate.
+    """
+    if authorities.state_of(tx, by) != State.ACTIVE:
+        return None
     over = key_id(order.wanted.public_key)
     for known in enrollments.certificates_of_request(tx, order.enrollment_id, over):
         if order.enrollment_id is not None and known.enrollment_id == order.enrollment_id:
-            return Reserved(**{name: getattr(known, name) for name in Reserved.__slots__})
+            if known.signature is not None or known.issuer == by:
+                return Reserved(**{name: getattr(known, name) for name in Reserved.__slots__})
+            enrollments.give_up(tx, known.serial)  # a crash left it to an authority that signs no more
+            continue
+        if known.signature is None and known.enrollment_id is None and known.issuer != by:
+            continue  # given up
         if isinstance(order.wanted, Ldevid):
             raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {known.serial}")
     row: dict[str, Any] = {
         "serial": serial_text(tbs.serial),
-        "issuer": ISSUER,
+        "issuer": by,
         "profile": tbs.profile.value,
         "subject": order.subject,
         "device_id": order.device_id,
@@ -158,7 +172,7 @@ def _record(
 ) -> IssuedCertificate:
     """Write signature, leaf and what belongs to them; the first of two equal requests wins, both get its answer."""
     if enrollments.sign_certificate(tx, reserved.serial, signature):
-        issued = _issued(reserved.serial, reserved.not_before, reserved.not_after, reserved.tbs, signature)
+        issued = _issued(reserved, signature)
         leaves.add(tx, entry)
         recorded(tx, issued)
         return issued

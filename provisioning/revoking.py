@@ -6,14 +6,14 @@ from sqlalchemy import Connection
 
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.issuance.profile import issuer_of
 from provisioning.issuance.revocation import REASONS, Revoked, build_crl, check_crl
 from provisioning.issuance.tbs import assemble
-from provisioning.issuing import ISSUER, ISSUING_KEY, verify_signature
+from provisioning.issuing import verify_signature
 from provisioning.journal import leaf
 from provisioning.refusals import NotFound, RequestMalformed, StateConflict
 from provisioning.service import Service
 
+ISSUER = "issuing"
 FINAL = tuple(sorted(set(REASONS) - {"certificate-hold"}))
 """The reasons an operator may give. A hold can be released, which is another flow."""
 
@@ -78,13 +78,14 @@ async def sign_due_crl(service: Service) -> tuple[bytes, tuple[str, ...]] | None
     since = at if last is None else min(at, last.this_update)
     rows = await service.store.read(lambda tx: enrollments.revoked(tx, ISSUER, since))
     number = 1 if last is None else last.number + 1
-    issuer = issuer_of(service.authority.chain[0])
+    authority = service.authorities.named(ISSUER)
+    issuer = authority.issuer
     next_update = now + timedelta(seconds=service.config.lifetimes.crl_seconds)
     entries = [_entry(row) for row in rows]
     tbs = build_crl(entries, issuer, number=number, this_update=now, next_update=next_update)
     check_crl(tbs, entries, issuer)
-    signature = await service.keys.sign(ISSUING_KEY, tbs.der)
-    verify_signature(service.keys.public(ISSUING_KEY), tbs.der, signature)
+    signature = await service.keys.sign(authority.key, tbs.der)
+    verify_signature(authority.public_key, tbs.der, signature)
     crl = assemble(tbs.der, signature)
     listed = {row.serial for row in rows}
 

@@ -204,7 +204,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
                 {
                     "in_reply_to": message.in_reply_to,
                     "certificate": certificate.der,
-                    "chain": service.authority.chain,
+                    "chain": service.authorities.named(certificate.issuer).chain,
                     "renew_after": renew_after(certificate),
                 }
             )

@@ -5,36 +5,33 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from provisioning.attestation.policy import Policy
+from provisioning.authorities import Authorities
 from provisioning.config import Config, DataDirectory
 from provisioning.db.ledger import Ledger
 from provisioning.db.store import Store
+from provisioning.issuance.algorithms import CaPublicKey
 
 
 class Keys(Protocol):
     """The keys in the HSM, each on its own threads and with a deadline."""
 
-    async def sign(self, label: str, message: bytes) -> bytes:
-        """An ECDSA-SHA-256 signature (DER) by the key of that label. Raises: SigningUnavailable."""
+    async def sign(self, key: str, message: bytes) -> bytes:
+        """A signature by the key's own algorithm (`issuance.algorithms`; ECDSA in DER). Raises: SigningUnavailable.
 
-    def public(self, label: str) -> ec.EllipticCurvePublicKey:
-        """The public key of that label, known since start-up."""
+        `key` is a label in the service's token, or a PKCS#11 URI.
+        """
 
-    def key(self, label: str) -> ec.EllipticCurvePrivateKey:
-        """The key itself, for a library that signs with it on a thread."""
+    async def adopt(self, key: str) -> CaPublicKey:
+        """Find a key that appeared after the start; its public half. Raises: SigningUnavailable."""
 
+    def public(self, key: str) -> CaPublicKey:
+        """The public half of a key that was there at the start, or was adopted. Raises: KeyError."""
 
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """The issuing CA and what is above it."""
-
-    issuing: x509.Certificate
-    root: x509.Certificate
-    chain: tuple[bytes, ...]
-    """DER, from the issuing CA to the root."""
+    def key(self, key: str) -> ec.EllipticCurvePrivateKey:
+        """The key itself, where it is on a curve, for a library that signs with it on a thread. Raises: KeyError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ class Service:
     store: Store
     ledger: Ledger
     keys: Keys
-    authority: Authority
+    authorities: Authorities
     clock: Callable[[], datetime]
     entropy: Callable[[int], bytes]
     policies: dict[int, Policy] = field(default_factory=dict)

@@ -5,17 +5,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from hsm.errors import HsmError
 from provisioning.app.keys import HsmKeys, open_token
-from provisioning.config import Config, ConfigurationRefused, DataDirectory
+from provisioning.authorities import Authorities
+from provisioning.config import Config, ConfigurationRefused, DataDirectory, public_url
 from provisioning.db.ledger import Ledger
 from provisioning.db.schema import verify_schema
 from provisioning.db.store import Store, open_sqlite
-from provisioning.service import Authority, Service
+from provisioning.refusals import StorageUnavailable
+from provisioning.service import Service
 
 
 def clock() -> datetime:
@@ -24,7 +22,7 @@ def clock() -> datetime:
 
 
 @contextmanager
-def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0) -> Iterator[Service]:
+def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0, public_port: int = 0) -> Iterator[Service]:
     """A service with all its parts, for one process. Raises: ConfigurationRefused, HsmError."""
     with ExitStack() as parts:
         store, ledger = open_database(directory, config, parts)
@@ -36,7 +34,7 @@ def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0) -> 
             store=store,
             ledger=ledger,
             keys=keys,
-            authority=load_authority(directory),
+            authorities=load_authorities(store, config, public_port),
             clock=clock,
             entropy=os.urandom,
             mqtt_port=mqtt_port or config.listen.mqtt_port,
@@ -67,14 +65,15 @@ def open_keys(directory: DataDirectory, config: Config) -> HsmKeys:
         raise ConfigurationRefused(msg) from error
 
 
-def load_authority(directory: DataDirectory) -> Authority:
-    """The CA certificates of an installation. Raises: ConfigurationRefused."""
+def load_authorities(store: Store, config: Config, public_port: int = 0) -> Authorities:
+    """The authorities of an installation. Raises: ConfigurationRefused."""
+    known = Authorities(public_url(config, public_port or config.listen.public_port))
     try:
-        issuing, root = (
-            x509.load_pem_x509_certificate((directory.ca / name).read_bytes()) for name in ("issuing.pem", "root.pem")
-        )
-        issuing.verify_directly_issued_by(root)
-    except (OSError, ValueError, TypeError, InvalidSignature) as error:
-        msg = f"{directory.ca}: holds no issuing and root certificate ({type(error).__name__}); restore them"
-        raise ConfigurationRefused(msg) from error
-    return Authority(issuing, root, (issuing.public_bytes(Encoding.DER), root.public_bytes(Encoding.DER)))
+        store.read_now(known.load)
+    except StorageUnavailable as refusal:
+        msg = f"{config.database}: cannot be read ({refusal.actual}); restore it from a backup"
+        raise ConfigurationRefused(msg) from refusal
+    if not known.all:
+        msg = f"{config.database}: names no certificate authority; restore it, or make a new one: muster init"
+        raise ConfigurationRefused(msg)
+    return known

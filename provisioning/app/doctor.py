@@ -11,9 +11,8 @@ import socket
 import sqlite3
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,8 +28,10 @@ from ota.refusals import UpdateRefused
 from ota.source import NotFoundAtSource
 from ota.verify import Floor, verify_repository, verify_roots
 from provisioning.app.broker import broker_socket
-from provisioning.app.compose import clock, load_authority
+from provisioning.app.compose import clock
+from provisioning.app.doctor_ca import authorities_of, authority, crl, opened
 from provisioning.app.endpoints import Endpoints
+from provisioning.app.findings import FAIL, OK, SOON, WARN, Finding, Findings, expiry
 from provisioning.app.installation import TRUST_TOKENS
 from provisioning.app.keys import SERVICE_KEYS, open_token
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, load_config
@@ -38,8 +39,6 @@ from provisioning.db.schema import verify_schema
 from wire.codec import MalformedMessage, decode, rfc3339
 from wire.messages import Anchor
 
-OK, WARN, FAIL = "ok", "warn", "FAIL"
-SOON = timedelta(days=30)
 ONLINE_SOON = timedelta(days=1)
 DISK_LEAST, DISK_LITTLE = 64 * 1024 * 1024, 1024 * 1024 * 1024
 """Bytes free, below which nothing can be written, and below which somebody should look."""
@@ -57,19 +56,6 @@ _LEAST_PACKAGES = (
 """Distribution and least major version, beyond what the lock says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the examination."""
-
-    check: str
-    status: str
-    says: str
-    cure: str = ""
-
-
-Findings = Iterator[Finding]
-
-
 def examine(directory: DataDirectory) -> list[Finding]:
     """Every finding, in the order in which a person would look. Raises nothing that a check can meet."""
     found = [*_guarded("packages", _packages), *_guarded("TPM", _tpm)]
@@ -83,12 +69,12 @@ def examine(directory: DataDirectory) -> list[Finding]:
         ("permissions", lambda: _permissions(directory)),
         ("HSM", lambda: _hsm(directory, config)),
         ("offline keys", lambda: _offline_keys(directory, config)),
-        ("CA", lambda: _authority(directory, now)),
+        ("CA", lambda: authority(directory, config, now)),
         ("TLS", lambda: _tls(directory, config, now)),
         ("database", lambda: _database(directory, config)),
         ("disk", lambda: _disk(directory)),
         ("clock", lambda: _clock(directory, config, now)),
-        ("CRL", lambda: _crl(directory, config, now)),
+        ("CRL", lambda: crl(directory, config, now)),
         ("trust", lambda: _trust(directory, now)),
         ("image repository", lambda: _image(directory, now)),
         ("service", lambda: _service(directory, config)),
@@ -173,8 +159,8 @@ def _disk(directory: DataDirectory) -> Findings:
 
 
 def _clock(directory: DataDirectory, config: Config, now: datetime) -> Findings:
-    begun = load_authority(directory).issuing.not_valid_before_utc
-    with closing(_opened(directory, config)) as database:
+    begun = authorities_of(directory, config).active.certificate.not_valid_before_utc
+    with closing(opened(directory, config)) as database:
         row = database.execute("select max(at) from leaf").fetchone()
     newest = begun if row is None or row[0] is None else datetime.fromtimestamp(row[0], UTC)
     if now < max(begun, newest):
@@ -221,16 +207,12 @@ def _database(directory: DataDirectory, config: Config) -> Findings:
     path = directory.database(config)
     path.stat()
     verify_schema(path)
-    with closing(_opened(directory, config)) as database:
+    with closing(opened(directory, config)) as database:
         said = [row[0] for row in database.execute("pragma quick_check(5)")]
     if said == ["ok"]:
         yield Finding("database", OK, f"{path}: whole, of this version's schema")
     else:
         yield Finding("database", FAIL, f"{path}: {said[0]}", "stop the service and restore a backup")
-
-
-def _opened(directory: DataDirectory, config: Config) -> sqlite3.Connection:
-    return sqlite3.connect(f"{directory.database(config).as_uri()}?mode=ro", uri=True, timeout=WAIT_SECONDS)
 
 
 # --- keys and certificates --------------------------------------------------------------------------------------------
@@ -246,7 +228,7 @@ def _hsm(directory: DataDirectory, config: Config) -> Findings:
             yield Finding("HSM", FAIL, says, "restore the token")
             return
         public = {label: _spki(token.ec_key(label).public_key()) for label in SERVICE_KEYS}
-    bundle, issuing = published_bundle(directory.trust), load_authority(directory).issuing
+    bundle, issuing = published_bundle(directory.trust), authorities_of(directory, config).active.certificate
     wrong = [
         label
         for label, fits in (
@@ -278,12 +260,6 @@ def _spki(key: object) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined,no-any-return]  # any public key
 
 
-def _authority(directory: DataDirectory, now: datetime) -> Findings:
-    authority = load_authority(directory)
-    for name, certificate in (("root", authority.root), ("issuing", authority.issuing)):
-        yield _expiry(f"{name} CA", certificate.not_valid_after_utc, now, SOON, "plan the change of CA: docs/")
-
-
 def _tls(directory: DataDirectory, config: Config, now: datetime) -> Findings:
     cure = "make a new one: muster init --renew-tls"
     certificate = x509.load_pem_x509_certificate((directory.tls / "service.pem").read_bytes())
@@ -291,37 +267,13 @@ def _tls(directory: DataDirectory, config: Config, now: datetime) -> Findings:
     if _spki(key.public_key()) != _spki(certificate.public_key()):
         yield Finding("TLS", FAIL, f"{directory.tls}: key and certificate do not belong together", cure)
         return
-    authority = load_authority(directory)
-    certificate.verify_directly_issued_by(authority.issuing)
+    issuers = {one.certificate.subject: one.certificate for one in authorities_of(directory, config)}
+    certificate.verify_directly_issued_by(issuers.get(certificate.issuer, certificate))
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     known = {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
     if missing := {config.service_name, config.listen.advertised_host} - known:
         yield Finding("TLS", FAIL, f"the certificate does not name {', '.join(sorted(missing))}", cure)
-    yield _expiry("TLS", certificate.not_valid_after_utc, now, SOON, cure)
-
-
-def _expiry(what: str, end: datetime, now: datetime, soon: timedelta, cure: str) -> Finding:
-    left = end - now
-    if left <= timedelta():
-        return Finding(what, FAIL, f"expired on {rfc3339(end)}", cure)
-    status = OK if left > soon else WARN
-    return Finding(what, status, f"good until {rfc3339(end)} ({left.days} days)", "" if status == OK else cure)
-
-
-def _crl(directory: DataDirectory, config: Config, now: datetime) -> Findings:
-    cure = "start the service: muster serve signs a new one"
-    data = (directory.ca / "issuing.crl").read_bytes()
-    crl = x509.load_der_x509_crl(data)
-    if not crl.is_signature_valid(load_authority(directory).issuing.public_key()):  # type: ignore[arg-type]  # a CA's key is none of X25519, X448
-        yield Finding("CRL", FAIL, "is not signed by the issuing CA", cure)
-        return
-    with closing(_opened(directory, config)) as database:
-        row = database.execute("select der from crl order by number desc limit 1").fetchone()
-    if row is None or row[0] != data:
-        yield Finding("CRL", WARN, f"{directory.ca / 'issuing.crl'} is not the newest that was signed", cure)
-    end = crl.next_update_utc or crl.last_update_utc
-    late = timedelta(seconds=config.lifetimes.crl_seconds - 2 * config.lifetimes.crl_refresh_seconds)
-    yield _expiry("CRL", end, now, max(late, timedelta()), cure)
+    yield expiry("TLS", certificate.not_valid_after_utc, now, SOON, cure)
 
 
 # --- what devices fetch -----------------------------------------------------------------------------------------------
@@ -364,7 +316,7 @@ def _repository(what: str, folder: Path, root: bytes, now: datetime, cure: str) 
         expires = verify_repository(verify_roots(root, fetch), fetch, (Floor(),), now).expires
     except UpdateRefused as refused:
         return Finding(what, FAIL, f"{folder}: a device would refuse it: {refused}", cure)
-    return _expiry(what, expires, now, ONLINE_SOON, cure)
+    return expiry(what, expires, now, ONLINE_SOON, cure)
 
 
 # --- the service, where it runs ---------------------------------------------------------------------------------------

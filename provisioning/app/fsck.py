@@ -17,11 +17,11 @@ from sqlalchemy import Connection
 
 from provisioning.app.audit import Check, LogKeys, Report, verify_log
 from provisioning.attestation.endorsement import ek_id_of
+from provisioning.authorities import Authorities
 from provisioning.db import inspection
 from provisioning.db.devices import Record
 from provisioning.issuance.tbs import UNPARSED, Profile, assemble, serial_text
 from provisioning.refusals import Refusal
-from provisioning.service import Authority
 from wire.binding import key_id
 from wire.codec import MalformedMessage, parse_json, unb64url
 
@@ -45,13 +45,13 @@ class _Records:
     """Device to serial and EK."""
 
 
-def check_installation(tx: Connection, authority: Authority, keys: LogKeys, now: datetime) -> Report:
+def check_installation(tx: Connection, authorities: Authorities, keys: LogKeys, now: datetime) -> Report:
     """All invariants, in one consistent state of the database."""
     report = verify_log(tx, keys)
     records = _records(tx, report)
     attested = _attestations(tx, records, report)
-    _certificates(tx, authority, records, attested, now, report)
-    _revocations(tx, authority, report)
+    _certificates(tx, authorities, records, attested, now, report)
+    _revocations(tx, authorities, report)
     _devices(tx, records, report)
     return report
 
@@ -104,7 +104,7 @@ def _attestations(tx: Connection, records: _Records, report: Report) -> dict[str
 
 def _certificates(
     tx: Connection,
-    authority: Authority,
+    authorities: Authorities,
     records: _Records,
     attested: dict[str, tuple[str, str]],
     now: datetime,
@@ -132,7 +132,7 @@ def _certificates(
                 )
             continue
         same.looked_at += 1
-        same.faults += [f"certificate {row.serial}: {fault}" for fault in faults_of(row, authority)]
+        same.faults += [f"certificate {row.serial}: {fault}" for fault in faults_of(row, authorities)]
         if row.profile in _BY_ROOT:
             continue
         logged.looked_at += 1
@@ -159,12 +159,11 @@ def _unsigned(row: Record, now: datetime, same: Check, report: Report) -> None:
         )
 
 
-def faults_of(row: Record, authority: Authority) -> list[str]:
+def faults_of(row: Record, authorities: Authorities) -> list[str]:
     """How a signed row differs from the certificate that it becomes; nothing where it does not."""
     try:
         certificate = x509.load_der_x509_certificate(assemble(row.tbs, row.signature))
-        issuer = authority.root if row.profile in _BY_ROOT else authority.issuing
-        certificate.verify_directly_issued_by(issuer)
+        certificate.verify_directly_issued_by(authorities.named(row.issuer).certificate)
         spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         facts = (
             ("state", True, row.state in SIGNED),
@@ -187,7 +186,7 @@ def _common_name(certificate: x509.Certificate) -> str:
     return str(names[0].value) if len(names) == 1 else ""
 
 
-def _revocations(tx: Connection, authority: Authority, report: Report) -> None:
+def _revocations(tx: Connection, authorities: Authorities, report: Report) -> None:
     signed = Check("every CRL is the issuing CA's, and the numbers rise")
     listed = Check("the CRL lists exactly what is revoked")
     report.checks += [signed, listed]
@@ -195,7 +194,7 @@ def _revocations(tx: Connection, authority: Authority, report: Report) -> None:
     number, before = 0, None
     for row in inspection.crls(tx):
         signed.looked_at += 1
-        crl = _crl(row, authority, signed)
+        crl = _crl(row, authorities, signed)
         if crl is None:
             continue
         if before is not None and crl.last_update_utc < before:
@@ -215,7 +214,7 @@ def _revocations(tx: Connection, authority: Authority, report: Report) -> None:
     ]
 
 
-def _crl(row: Record, authority: Authority, check: Check) -> x509.CertificateRevocationList | None:
+def _crl(row: Record, authorities: Authorities, check: Check) -> x509.CertificateRevocationList | None:
     try:
         crl = x509.load_der_x509_crl(row.der)
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
@@ -225,7 +224,7 @@ def _crl(row: Record, authority: Authority, check: Check) -> x509.CertificateRev
         return None
     if number != row.number:
         check.faults.append(f"CRL {row.number}: calls itself {number}")
-    if not crl.is_signature_valid(authority.issuing.public_key()):  # type: ignore[arg-type]  # a CA's key is none of X25519, X448
+    if not crl.is_signature_valid(authorities.named(row.authority).certificate.public_key()):  # type: ignore[arg-type]  # a CA's key is none of X25519, X448
         check.faults.append(f"CRL {row.number}: is not signed by the issuing CA")
         return None
     return crl

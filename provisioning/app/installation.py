@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -28,8 +29,9 @@ from ota.director import create_director_root
 from ota.files import replace_file
 from ota.signing import Role, Roles, online_role
 from provisioning.access import Role as OperatorRole
-from provisioning.app.compose import clock, compose
+from provisioning.app.compose import clock, compose, open_database
 from provisioning.app.keys import SERVICE_KEYS, open_token
+from provisioning.authorities import ISSUING, ROOT, State, authority_row, write_files
 from provisioning.config import (
     DEMO_MARKER,
     UP_MARKER,
@@ -39,7 +41,7 @@ from provisioning.config import (
     Listen,
     parse_config,
 )
-from provisioning.db import devices, enrollments
+from provisioning.db import authorities, devices, enrollments
 from provisioning.db.schema import migrate
 from provisioning.issuance.check import check_tbs
 from provisioning.issuance.profile import Issuer, IssuingCa, RootCa, ServiceTls, Wanted, build, issuer_of
@@ -137,11 +139,11 @@ def _fill(directory: DataDirectory, wanted: Installation) -> None:
         for token in tokens.values():
             check_protection(token)
         now = clock()
-        rows = _authorities(directory, config, root, keys["issuing"], now)
-        anchor = _repositories(directory, config, keys, trust, now)
+        certificates, rows = _authorities(config, root, keys["issuing"], now)
+        anchor = _repositories(directory, config, keys, trust, rows[0], now)
     replace_file(directory.anchor, encode(anchor))
     migrate(directory.database(config))
-    _first_records(directory, config, rows)
+    _first_records(directory, config, certificates, rows)
     replace_file(directory.config, text.encode(), mode=0o600)
 
 
@@ -186,22 +188,25 @@ def _configuration_text(wanted: Installation) -> str:
 
 
 def _authorities(
-    directory: DataDirectory, config: Config, root: HsmEcKey, issuing: HsmEcKey, now: datetime
-) -> list[dict[str, object]]:
-    """The root signs itself and the issuing CA; both certificates are written, and returned as rows."""
+    config: Config, root: HsmEcKey, issuing: HsmEcKey, now: datetime
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The root signs itself and the issuing CA; returned as rows: certificates, authorities."""
     name = config.service_name
     top = RootCa(f"{name} root CA"[:64], public_bytes(root.public_key()))
     below = IssuingCa(f"{name} issuing CA"[:64], public_bytes(issuing.public_key()))
     root_row, root_der = _sign(top, None, root, now, config.lifetimes.root_days)
     issuing_row, issuing_der = _sign(below, issuer_of(root_der), root, now, config.lifetimes.issuing_days)
-    for file, der in (("root.pem", root_der), ("issuing.pem", issuing_der)):
-        replace_file(directory.ca / file, pem(der))
-    return [root_row, issuing_row]
+    chain = (issuing_der, root_der)
+    # The root's key lies in a token of its own, which may be unplugged.
+    key = f"pkcs11:token={config.hsm.root_token};object={ROOT_KEY}"
+    above = authority_row(ROOT, ROOT, key, chain[1:], state=State.ACTIVE, now=now)
+    active = authority_row(ISSUING, ISSUING, "issuing", chain, state=State.ACTIVE, now=now)
+    return [root_row, issuing_row], [above, active]
 
 
 def _sign(
     wanted: RootCa | IssuingCa, issuer: Issuer | None, key: HsmEcKey, now: datetime, days: int
-) -> tuple[dict[str, object], bytes]:
+) -> tuple[dict[str, Any], bytes]:
     tbs = build(
         wanted,
         issuer,
@@ -215,7 +220,7 @@ def _sign(
     return _row(wanted, tbs, signature, now), assemble(tbs.der, signature)
 
 
-def _row(wanted: Wanted, tbs: ToBeSigned, signature: bytes, now: datetime) -> dict[str, object]:
+def _row(wanted: Wanted, tbs: ToBeSigned, signature: bytes, now: datetime) -> dict[str, Any]:
     return {
         "serial": serial_text(tbs.serial),
         "issuer": "root",
@@ -232,7 +237,12 @@ def _row(wanted: Wanted, tbs: ToBeSigned, signature: bytes, now: datetime) -> di
 
 
 def _repositories(
-    directory: DataDirectory, config: Config, keys: dict[str, HsmEcKey], trust: Sequence[HsmEcKey], now: datetime
+    directory: DataDirectory,
+    config: Config,
+    keys: dict[str, HsmEcKey],
+    trust: Sequence[HsmEcKey],
+    root: dict[str, Any],
+    now: datetime,
 ) -> Anchor:
     """The Director's root, and the trust repository with its first bundle: 2 of 3 offline keys sign both."""
     offline = tuple(key.public_key() for key in trust)
@@ -246,7 +256,7 @@ def _repositories(
     bundle = TrustBundle(
         version=1,
         service_name=config.service_name,
-        ca_roots=(_der(directory.ca / "root.pem"),),
+        ca_roots=(root["certificate"],),
         command_keys=(public_bytes(keys["command"].public_key()),),
         log_keys=(public_bytes(keys["log"].public_key()),),
         director_root=director,
@@ -256,20 +266,25 @@ def _repositories(
     return create_trust(directory.trust, roles, bundle, (*trust[:TRUST_THRESHOLD], keys["trust-online"]), now)
 
 
-def _first_records(directory: DataDirectory, config: Config, authorities: list[dict[str, object]]) -> None:
+def _first_records(
+    directory: DataDirectory, config: Config, certificates: list[dict[str, Any]], rows: list[dict[str, Any]]
+) -> None:
     """The service's own certificate, the first CRL, the first operator: by the same roads as all later ones."""
     token = secrets.token_urlsafe(32)
     replace_file(directory.operator_token, token.encode(), mode=0o600)
-    hashed = hash_token(token)
+    hashed, at = hash_token(token), int(clock().timestamp())
+
+    def write(tx: Connection) -> None:
+        for row in certificates:
+            enrollments.add_certificate(tx, row)
+        for row in rows:
+            authorities.add(tx, row)
+        devices.add_operator(tx, name="owner", role=OperatorRole.ADMIN.value, token_sha256=hashed, now=at)
+
+    with ExitStack() as parts:
+        open_database(directory, config, parts)[1].write_now(write)
     with compose(directory, config) as service:
-        at = int(service.clock().timestamp())
-
-        def write(tx: Connection) -> None:
-            for row in authorities:
-                enrollments.add_certificate(tx, row)
-            devices.add_operator(tx, name="owner", role=OperatorRole.ADMIN.value, token_sha256=hashed, now=at)
-
-        service.ledger.write_now(write)
+        write_files(directory.ca, service.authorities)
         asyncio.run(_first_signatures(service))
 
 
@@ -290,7 +305,8 @@ async def renew_service_certificate(service: Service) -> None:
     issued = await issue(service, order, lambda _tx, _certificate: None)
     text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     replace_file(service.directory.tls / "service.key", text, mode=0o600)
-    replace_file(service.directory.tls / "service.pem", pem(issued.der) + pem(service.authority.chain[0]))
+    chain = pem(issued.der) + pem(service.authorities.named(issued.issuer).der)
+    replace_file(service.directory.tls / "service.pem", chain)
 
 
 def hash_token(token: str) -> str:
@@ -301,7 +317,3 @@ def hash_token(token: str) -> str:
 def pem(der: bytes) -> bytes:
     """A certificate in PEM."""
     return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
-
-
-def _der(path: Path) -> bytes:
-    return x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(Encoding.DER)

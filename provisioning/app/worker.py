@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     directory = DataDirectory(given.directory)
     try:
         ports = decode(Ports, given.ports.encode(), limit=PORTS_MOST)
-        with compose(directory, load_config(directory), mqtt_port=ports.mqtt) as service:
+        with compose(directory, load_config(directory), mqtt_port=ports.mqtt, public_port=ports.public) as service:
             asyncio.run(serve(service, ports, given.number, given.ready_descriptor))
     except ConfigurationRefused as refused:
         _log.error("worker.refused", why=str(refused))

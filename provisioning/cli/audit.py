@@ -20,7 +20,7 @@ from provisioning.config import Config, DataDirectory, load_config
 
 if TYPE_CHECKING:
     from provisioning.app.audit import Report
-    from provisioning.app.doctor import Finding
+    from provisioning.app.findings import Finding
     from provisioning.db.store import Store
 
 FAULTS_SHOWN = 20
@@ -46,7 +46,8 @@ def add_to(app: typer.Typer) -> None:
 
 def doctor(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Examine an installation. Packages, HSM, TLS, broker, clock, database, expiry, permissions, with cures."""
-    from provisioning.app.doctor import FAIL, examine
+    from provisioning.app.doctor import examine
+    from provisioning.app.findings import FAIL
 
     findings = examine(directory_of(data_dir))
     if output is Format.JSON:
@@ -60,14 +61,15 @@ def doctor(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
 def fsck(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Check the database's promises. Certificates, log, CRL, attestations, devices; nothing is changed."""
     from provisioning.app.audit import log_keys
-    from provisioning.app.compose import clock, load_authority
+    from provisioning.app.compose import clock, load_authorities
     from provisioning.app.fsck import check_installation
 
     directory, config = _installation(data_dir)
-    authority, keys = load_authority(directory), log_keys(directory, config)
+    keys = log_keys(directory, config)
     with ExitStack() as opened:
         store = _store(directory, config, opened)
-        report = store.read_now(lambda tx: check_installation(tx, authority, keys, clock()))
+        authorities = load_authorities(store, config)
+        report = store.read_now(lambda tx: check_installation(tx, authorities, keys, clock()))
     _end(output, report)
 
 

@@ -110,7 +110,7 @@ def _next(service: "Service", before: "TrustBundle", image_root: bytes | None) -
     return replace(
         before,
         version=before.version + 1,
-        ca_roots=_with(before.ca_roots, service.authority.chain[-1]),
+        ca_roots=_with(before.ca_roots, service.authorities.active.chain[-1]),
         command_keys=_with(before.command_keys, command),
         log_keys=_with(before.log_keys, log),
         image_root=image_root,

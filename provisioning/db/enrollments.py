@@ -102,6 +102,11 @@ def sign_certificate(tx: Connection, serial: str, signature: bytes) -> bool:
     return _SIGN(tx, {"one": serial, "sig": signature}) == 1
 
 
+def give_up(tx: Connection, serial: str) -> None:
+    """A reserved certificate that will not be signed any more; its request may reserve another one."""
+    tx.execute(update(certificate).where(certificate.c.serial == serial).values(enrollment_id=None))
+
+
 def certificate_of_enrollment(tx: Connection, enrollment_id: str) -> Record | None:
     """The certificate that answers this challenge."""
     return tx.execute(select(certificate).where(certificate.c.enrollment_id == enrollment_id)).first()

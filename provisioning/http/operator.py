@@ -130,7 +130,8 @@ async def _policy(asked: Asked) -> object:
 async def _add_station(asked: Asked) -> object:
     new, service = asked.body, asked.call.service
     issued = await add_station(service, new.name, new.budget, new.csr, by=asked.operator.name)
-    return {"name": new.name, "budget": new.budget, "certificate": issued.der, "chain": service.authority.chain}
+    chain = service.authorities.named(issued.issuer).chain
+    return {"name": new.name, "budget": new.budget, "certificate": issued.der, "chain": chain}
 
 
 async def _stations(asked: Asked) -> object:

@@ -10,7 +10,8 @@ import pytest
 from provisioning import cli
 from provisioning.app import doctor
 from provisioning.app.compose import clock as system_clock
-from provisioning.app.doctor import FAIL, OK, WARN, examine
+from provisioning.app.doctor import examine
+from provisioning.app.findings import FAIL, OK, WARN
 from tests.support.enrolled import copy_of
 from tests.support.service import make_installation
 
@@ -95,7 +96,7 @@ DAMAGES = {
     "an open PIN of the service": (mode("secrets/muster.pin", 0o644), "HSM", "others may read this PIN", "chmod 600"),
     "a wrong PIN": (wrong_pin, "HSM", "PIN", ""),
     "no PIN": (remove("secrets/muster.pin"), "HSM", "cannot be read", "muster.pin"),
-    "a missing root certificate": (remove("ca/root.pem"), "CA", "holds no issuing and root certificate", "restore"),
+    "a missing root certificate": (remove("ca/root.pem"), "CA", "is not the certificate of root", "restore"),
     "another TLS key": (another_key, "TLS", "do not belong together", "--renew-tls"),
     "another address": (another_name, "TLS", "does not name 192.0.2.7", "--renew-tls"),
     "no TLS certificate": (remove("tls/service.pem"), "TLS", "service.pem: No such file", "restore"),

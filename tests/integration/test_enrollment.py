@@ -129,7 +129,7 @@ async def test_a_registered_device_that_proves_itself_gets_its_ldevid(service, d
     assert issued.device_id == device_id
     assert certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == device_id
     assert certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)[0].value == "A-1"
-    certificate.verify_directly_issued_by(service.authority.issuing)
+    certificate.verify_directly_issued_by(service.authorities.active.certificate)
     shown = await inventory.show_device(service, "A-1")
     assert (shown["state"], shown["health"]) == ("active", "healthy")
     stored = await service.store.read(lambda tx: enrollments.certificates_of(tx, device_id))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from provisioning import cli
 from provisioning.app.audit import log_keys, verify_log
-from provisioning.app.compose import clock, load_authority
+from provisioning.app.compose import clock, load_authorities
 from provisioning.app.fsck import check_installation
 from provisioning.config import load_config
 from provisioning.db.store import Store, open_sqlite
@@ -66,10 +66,11 @@ def read(directory, sql):
 def failed(directory, kept=None):
     """The checks that do not hold, by name, with their faults: fsck's, and the log's alone."""
     config = load_config(directory)
-    authority, keys = load_authority(directory), log_keys(directory, config)
+    keys = log_keys(directory, config)
     store = Store(open_sqlite(directory.database(config), read_only=True))
     try:
-        whole = store.read_now(lambda tx: check_installation(tx, authority, keys, clock()))
+        authorities = load_authorities(store, config)
+        whole = store.read_now(lambda tx: check_installation(tx, authorities, keys, clock()))
         log = store.read_now(lambda tx: verify_log(tx, keys, kept))
     finally:
         store.close()
@@ -82,10 +83,11 @@ def failed(directory, kept=None):
 def examined(directory):
     """What `muster fsck` finds."""
     config = load_config(directory)
-    authority, keys = load_authority(directory), log_keys(directory, config)
+    keys = log_keys(directory, config)
     store = Store(open_sqlite(directory.database(config), read_only=True))
     try:
-        return store.read_now(lambda tx: check_installation(tx, authority, keys, clock()))
+        authorities = load_authorities(store, config)
+        return store.read_now(lambda tx: check_installation(tx, authorities, keys, clock()))
     finally:
         store.close()
 

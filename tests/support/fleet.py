@@ -44,7 +44,7 @@ def _pem(der: bytes) -> str:
 def _member(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, issued, service: Service) -> Member:
     plain = name.replace(":", "-")
     certificate_file, key_file = folder / f"{plain}-{issued.serial}.pem", folder / f"{plain}-{issued.serial}.key"
-    certificate_file.write_text(_pem(issued.der) + _pem(service.authority.chain[0]))
+    certificate_file.write_text(_pem(issued.der) + _pem(service.authorities.active.der))
     key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return Member(name, issued.serial, key, certificate_file, key_file)
 

@@ -1,0 +1,185 @@
+"""The certificate authorities of this installation, as the database says: who signs now, and who did before.
+
+The table is the source of truth. Each process holds what it read last; a worker reads again every second, and at once
+when it changed something itself. What must not be a second late asks the database in its own transaction
+(`issuing`: nothing is reserved under an authority that is not active).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import Connection
+
+from ota.files import read_at_most, replace_file
+from provisioning.db import authorities
+from provisioning.db.devices import Record
+from provisioning.db.store import Store
+from provisioning.issuance.algorithms import CaPublicKey, algorithm_of
+from provisioning.issuance.profile import Issuer, issuer_of
+from provisioning.refusals import NotFound, SigningUnavailable
+from wire.codec import b64url, encode, parse_json, unb64url
+
+ROOT, ISSUING = "root", "issuing"
+"""The kinds; also the names of the first of each. Later ones are `root-2`, `issuing-2`, …"""
+CHAIN_MOST = 256 * 1024
+
+
+class State(StrEnum):
+    """Where an authority stands. The changes are in `rollover.NEXT`."""
+
+    PREPARED = "prepared"
+    """It has a key, and a certificate where one was brought in; it signs nothing."""
+    ACTIVE = "active"
+    """It signs. There is one of each kind at most."""
+    RETIRING = "retiring"
+    """It signs CRLs and OCSP answers about what it issued, and no certificate."""
+    RETIRED = "retired"
+    """It signs nothing any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """One CA. `key` is what `service.keys` knows its key by; empty where the key is elsewhere."""
+
+    name: str
+    kind: str
+    state: State
+    key: str
+    certificate: x509.Certificate
+    public_key: CaPublicKey
+    der: bytes
+    chain: tuple[bytes, ...]
+    """DER, from itself to its root."""
+    issuer: Issuer
+    """What certificates say about it."""
+
+    @property
+    def may_issue(self) -> bool:
+        """Does it sign certificates?"""
+        return self.state is State.ACTIVE
+
+    @property
+    def may_revoke(self) -> bool:
+        """Does it sign CRLs and OCSP answers?"""
+        return self.state in (State.ACTIVE, State.RETIRING)
+
+
+class Authorities:
+    """All of them. Reading is free of locks: what is held is one tuple, replaced whole."""
+
+    def __init__(self, public_url: str | None = None) -> None:
+        """`public_url` is where the public listener is reached; None: certificates name no addresses."""
+        self.public_url = public_url
+        self._rows: list[Record] = []
+        self._all: tuple[Authority, ...] = ()
+
+    @property
+    def all(self) -> tuple[Authority, ...]:
+        """Every authority that has a certificate, oldest first, the retired ones too."""
+        return self._all
+
+    def __iter__(self) -> Iterator[Authority]:
+        return iter(self._all)
+
+    @property
+    def active(self) -> Authority:
+        """The issuing authority that signs now. Raises: SigningUnavailable."""
+        for one in self._all:
+            if one.kind == ISSUING and one.state is State.ACTIVE:
+                return one
+        raise SigningUnavailable(expected="an active issuing authority", actual="none")
+
+    def of_kind(self, kind: str, *states: State) -> tuple[Authority, ...]:
+        """The authorities of a kind in these states."""
+        return tuple(one for one in self._all if one.kind == kind and one.state in states)
+
+    def named(self, name: str) -> Authority:
+        """The authority of that name. Raises: NotFound."""
+        for one in self._all:
+            if one.name == name:
+                return one
+        raise NotFound(expected="the name of an authority", actual=name)
+
+    def load(self, tx: Connection) -> bool:
+        """Read the table. Was it another one than before?"""
+        rows = authorities.every(tx)
+        if rows == self._rows:
+            return False
+        self._all = tuple(authority_of(row, self.public_url) for row in rows if row.certificate)
+        self._rows = rows
+        return True
+
+    async def refresh(self, store: Store) -> bool:
+        """The same, from a running loop. Raises: StorageUnavailable."""
+        return await store.read(self.load)
+
+
+def authority_of(row: Record, public_url: str | None) -> Authority:
+    """The authority that a row is."""
+    certificate = x509.load_der_x509_certificate(row.certificate)
+    above = [unb64url(text) for text in parse_json(row.chain.encode(), limit=CHAIN_MOST)]
+    return Authority(
+        name=row.name,
+        kind=row.kind,
+        state=State(row.state),
+        key=row.key,
+        certificate=certificate,
+        public_key=ca_public_key(certificate),
+        der=row.certificate,
+        chain=(row.certificate, *above),
+        issuer=issuer_of(row.certificate, **_addresses(row.name, public_url)),
+    )
+
+
+def ca_public_key(certificate: x509.Certificate) -> CaPublicKey:
+    """Its key, of a kind that signs here. Raises: ToBeSignedRefused."""
+    key = certificate.public_key()
+    algorithm_of(key)
+    return cast("CaPublicKey", key)
+
+
+def _addresses(name: str, public_url: str | None) -> dict[str, str]:
+    if public_url is None:
+        return {}
+    return {
+        "crl_url": f"{public_url}/crl/{name}.crl",
+        "ca_url": f"{public_url}/ca/{name}.crt",
+        "ocsp_url": f"{public_url}/ocsp",
+    }
+
+
+def write_files(folder: Path, known: Authorities) -> None:
+    """NAME.pem and NAME.crt (DER) of each authority: for people, for the broker, and for the public listener."""
+    for one in known:
+        for ending, content in (("pem", one.certificate.public_bytes(Encoding.PEM)), ("crt", one.der)):
+            file = folder / f"{one.name}.{ending}"
+            if read_at_most(file, CHAIN_MOST) != content:
+                replace_file(file, content)
+
+
+def authority_row(
+    name: str, kind: str, key: str, chain: Sequence[bytes], *, state: State, now: datetime
+) -> dict[str, Any]:
+    """The row of a new authority. `chain` runs from itself to its root; empty where its certificate is awaited."""
+    at = int(now.astimezone(UTC).timestamp())
+    return {
+        "name": name,
+        "kind": kind,
+        "state": state.value,
+        "key": key,
+        "certificate": chain[0] if chain else b"",
+        "chain": chain_text(chain[1:]),
+        "created_at": at,
+        "activated_at": at if state is State.ACTIVE else None,
+    }
+
+
+def chain_text(above: Sequence[bytes]) -> str:
+    """How what stands above an authority is stored."""
+    return encode([b64url(der) for der in above]).decode()
