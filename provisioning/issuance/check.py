@@ -10,6 +10,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsag
 from provisioning.issuance.algorithms import algorithm_in, algorithm_of_spki
 from provisioning.issuance.profile import (
     Issuer,
+    IssuingCa,
     Ldevid,
     RootCa,
     ServiceTls,
@@ -97,7 +98,15 @@ def _expected(wanted: Wanted, issuer: Issuer | None) -> tuple[Profile, _Subject,
             return Profile.SERVICE_TLS, ((NameOID.COMMON_NAME, wanted.service_name),), extensions
         case RootCa():
             return Profile.ROOT_CA, ((NameOID.COMMON_NAME, wanted.common_name),), extensions | _ROOT
-    return Profile.ISSUING_CA, ((NameOID.COMMON_NAME, wanted.common_name),), extensions | _ISSUING
+    extensions |= _ISSUING | _permitted(wanted)
+    return Profile.ISSUING_CA, ((NameOID.COMMON_NAME, wanted.common_name),), extensions
+
+
+def _permitted(wanted: IssuingCa) -> _Extensions:
+    below: list[x509.GeneralName] = [x509.DNSName(name) for name in wanted.permitted_dns]
+    below += [x509.UniformResourceIdentifier(name) for name in wanted.permitted_uri]
+    below += [x509.IPAddress(ipaddress.ip_network(text)) for text in wanted.permitted_ip]
+    return _fixed((True, x509.NameConstraints(below, None))) if below else {}
 
 
 def _names(*names: tuple[type[x509.GeneralName], object]) -> _Extensions:

@@ -73,10 +73,17 @@ class RootCa:
 
 @dataclass(frozen=True, slots=True)
 class IssuingCa:
-    """Signs end entities and CRLs, and no further CA (path length 0)."""
+    """Signs end entities and CRLs, and no further CA (path length 0).
+
+    `permitted_*`, where any is given, are its name constraints (RFC 5280 section 4.2.1.10): DNS names, hosts in URIs,
+    networks. A kind of name of which none is given stays free.
+    """
 
     common_name: str
     public_key: bytes
+    permitted_dns: tuple[str, ...] = ()
+    permitted_uri: tuple[str, ...] = ()
+    permitted_ip: tuple[str, ...] = ()
 
 
 Wanted = Ldevid | Station | ServiceTls | RootCa | IssuingCa
@@ -184,7 +191,7 @@ def _content(wanted: Wanted) -> tuple[Profile, bytes, bytes]:
             return Profile.SERVICE_TLS, _named(wanted.service_name), _END_ENTITY_SERVER + _alternative_names(names)
         case RootCa():
             return Profile.ROOT_CA, _named(wanted.common_name), _ca(der.TRUE)
-    return Profile.ISSUING_CA, _named(wanted.common_name), _ca(der.TRUE + der.integer(0))
+    return Profile.ISSUING_CA, _named(wanted.common_name), _ca(der.TRUE + der.integer(0)) + _permitted(wanted)
 
 
 def _named(common_name: str) -> bytes:
@@ -217,6 +224,17 @@ def _ca(basic_constraints: bytes) -> bytes:
     return der.extension("2.5.29.19", der.sequence(basic_constraints), critical=True) + der.extension(
         "2.5.29.15", der.named_bits({_KEY_CERT_SIGN, _CRL_SIGN}), critical=True
     )
+
+
+def _permitted(wanted: IssuingCa) -> bytes:
+    networks = (ipaddress.ip_network(text) for text in wanted.permitted_ip)
+    names = [
+        *(der.tlv(0x82, _ascii(name)) for name in wanted.permitted_dns),
+        *(der.tlv(0x86, _ascii(name)) for name in wanted.permitted_uri),
+        *(der.tlv(0x87, each.network_address.packed + each.netmask.packed) for each in networks),
+    ]
+    subtrees = der.tlv(0xA0, b"".join(map(der.sequence, names)))  # minimum is 0 and not written, maximum is absent
+    return der.extension("2.5.29.30", der.sequence(subtrees), critical=True) if names else b""
 
 
 def _end_entity(purpose: str) -> bytes:
