@@ -5,6 +5,7 @@ signs is known, and can be revoked. Recorded means that the answer leaves after 
 that a crash left unsigned is signed again when its request comes again.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,8 @@ class Order:
     days: int
     device_id: str | None = None
     enrollment_id: str | None = None
+    renews: bool = False
+    """May the key have certificates already, all of this very device (RFC 7030 section 4.2.2)?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +67,25 @@ class Reserved:
 
 Recorded = Callable[[Connection, IssuedCertificate], None]
 """What else is written in the commit that records a certificate."""
+Claim = Callable[[Connection], None]
+"""What a request stands on and uses up, in the commit that reserves its certificate. It raises what forbids it."""
 
 
-async def issue(service: Service, order: Order, recorded: Recorded) -> IssuedCertificate:
-    """The certificate, durable, and whatever `recorded` writes with it.
+def _nothing(_: Connection) -> None:
+    """A request that was judged already."""
 
-    Raises: DeviceKeyReused, ToBeSignedRefused, SigningUnavailable, StorageUnavailable.
+
+async def issue(service: Service, order: Order, recorded: Recorded, claim: Claim = _nothing) -> IssuedCertificate:
+    """The certificate, durable, and whatever `recorded` writes with it. A repeated request claims nothing again.
+
+    Raises: DeviceKeyReused, ToBeSignedRefused, SigningUnavailable, StorageUnavailable; what `claim`, `recorded` raise.
     """
     now = service.clock()
-    by, reserved = await _reserved(service, order, now)
+    by, reserved = await _reserved(service, order, claim, now)
     signature = reserved.signature or await service.keys.sign(by.key, reserved.tbs)
     verify_signature(by.public_key, reserved.tbs, signature)
-    entry = leaf(service, "certificate", now, serial=reserved.serial, profile=reserved.profile, tbs=reserved.tbs)
+    digest = hashlib.sha256(reserved.tbs).digest()  # the bytes themselves are kept once, in the certificate's row
+    entry = leaf(service, "certificate", now, serial=reserved.serial, profile=reserved.profile, tbs_sha256=digest)
     return await service.ledger.write(lambda tx: _record(tx, reserved, signature, entry, recorded))
 
 
@@ -103,12 +113,12 @@ def renew_after(certificate: IssuedCertificate) -> datetime:
     return moment.astimezone(UTC).replace(microsecond=0)
 
 
-async def _reserved(service: Service, order: Order, now: datetime) -> tuple[Authority, Reserved]:
+async def _reserved(service: Service, order: Order, claim: Claim, now: datetime) -> tuple[Authority, Reserved]:
     """The authority that signs now, and what it will sign. Raises: SigningUnavailable, as `issue`."""
     for _ in range(2):
         by = service.authorities.active
         tbs = _build(service, order, by.issuer, now)
-        reserved = await service.ledger.write(lambda tx, by=by, tbs=tbs: _reserve(tx, order, by.name, tbs, now))  # type: ignore[misc]  # bound now
+        reserved = await service.ledger.write(lambda tx, by=by, tbs=tbs: _reserve(tx, order, claim, by.name, tbs, now))  # type: ignore[misc]  # bound now
         if reserved is not None:
             return service.authorities.named(reserved.issuer), reserved
         await service.authorities.refresh(service.store)  # another process activated another one a moment ago
@@ -125,7 +135,7 @@ def _build(service: Service, order: Order, by: Issuer, now: datetime) -> ToBeSig
     return tbs
 
 
-def _reserve(tx: Connection, order: Order, by: str, tbs: ToBeSigned, now: datetime) -> Reserved | None:
+def _reserve(tx: Connection, order: Order, claim: Claim, by: str, tbs: ToBeSigned, now: datetime) -> Reserved | None:
     """The row that will be signed: the one that this request reserved before, or a new one.
 
     None where the authority is not active (any more): no other one's key signs a certificate.
@@ -141,8 +151,11 @@ def _reserve(tx: Connection, order: Order, by: str, tbs: ToBeSigned, now: dateti
             continue
         if known.signature is None and known.enrollment_id is None and known.issuer != by:
             continue  # given up
+        if order.renews and known.device_id == order.device_id:
+            continue
         if isinstance(order.wanted, Ldevid):
             raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {known.serial}")
+    claim(tx)
     row: dict[str, Any] = {
         "serial": serial_text(tbs.serial),
         "issuer": by,

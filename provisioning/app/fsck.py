@@ -73,7 +73,7 @@ def _records(tx: Connection, report: Report) -> _Records:
 
 def _remember(found: _Records, kind: str, record: dict[str, str]) -> None:
     if kind == "certificate":
-        found.certificates[record["serial"]] = hashlib.sha256(unb64url(record["tbs"])).digest()
+        found.certificates[record["serial"]] = unb64url(record["tbs_sha256"])
     elif kind == "attestation":
         found.attestations[record["device"], record["flow"], unb64url(record["evidence"])] += 1
     else:
