@@ -283,10 +283,7 @@ class Crl(SQLModel, table=True):
 
 
 class Revocation(SQLModel, table=True):
-    """Each change of a certificate's standing, in its order: what CRLs, OCSP and the broker follow. Never changed.
-
-    Without a certificate of that serial: an entry of a published CRL that this database, restored, does not know.
-    """
+    """Each change of a certificate's standing, in its order: what CRLs, OCSP and the broker follow. Never changed."""
 
     id: int | None = Field(default=None, primary_key=True)
     at: int = _time(nullable=False)
@@ -295,8 +292,8 @@ class Revocation(SQLModel, table=True):
     device_id: str | None = None
     reason: str | None = None
     """RFC 5280's; None where a hold was released."""
-    by_time: bool = False
-    """Did nobody ask for it: was it the end of a grace period?"""
+    kind: str
+    """`order` of an operator, end of a `grace` period, or `adopted`: out of a CRL, its certificate is unknown here."""
 
 
 class Authority(SQLModel, table=True):

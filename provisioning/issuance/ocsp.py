@@ -61,7 +61,7 @@ class OcspRequest:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is said about one certificate: revoked (`at`, `reason`), else good or, where it was never issued, unknown."""
+    """What is said about one certificate: revoked (`at`, `reason`), else good; unknown where it was never issued."""
 
     known: bool = True
     at: datetime | None = None
@@ -149,7 +149,9 @@ def parse_request(data: bytes) -> OcspRequest:
 
 
 def issuer_ids(name: bytes, key: bytes) -> tuple[bytes, ...]:
-    """Every way in which a CertID may name an issuer here. `name` is its Name in DER, `key` the content of the BIT
+    """Every way in which a CertID may name an issuer here.
+
+    `name` is its Name in DER, `key` the content of the BIT
     STRING of its public key, without the number of unused bits.
 
     SHA-1 is what the protocol's clients use for a look-up; nothing is believed because of it.

@@ -324,7 +324,7 @@ def upgrade() -> None:
         sa.Column("serial", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=True),
         sa.Column("reason", sa.String(), nullable=True),
-        sa.Column("by_time", sa.Boolean(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("revocation", schema=None) as batch_op:

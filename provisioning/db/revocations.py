@@ -1,0 +1,160 @@
+"""Revocation: reads and writes. Every change of a certificate's standing is a row of its own, in its order.
+
+Whoever follows (CRL, OCSP, broker) remembers the last row that it saw: rows are numbered in the order of their commits,
+because one transaction writes at a time (BEGIN IMMEDIATE).
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, literal, null, or_, select, update
+
+from provisioning.db.commands import session
+from provisioning.db.devices import Record, device
+from provisioning.db.enrollments import certificate
+from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
+from provisioning.db.tables import Crl, Revocation, table_of
+
+HOLD = "certificate-hold"
+"""The one reason that can be taken back."""
+ORDER, GRACE, ADOPTED = "order", "grace", "adopted"
+"""Why a change came: somebody asked for it, a grace period ended, it stood in a published CRL."""
+
+crl, revocation = table_of(Crl), table_of(Revocation)
+
+_INSERT = prepared_insert(revocation)
+_SINCE = PreparedSelect(select(revocation).where(revocation.c.id > bindparam("seen")).order_by(revocation.c.id))
+_NEWEST = PreparedSelect(select(func.max(revocation.c.id).label("id")))
+_STANDING = PreparedSelect(
+    select(*(certificate.c[name] for name in ("issuer", "state", "revoked_at", "reason", "signature"))).where(
+        certificate.c.serial == bindparam("serial")
+    )
+)
+_REVOKE = Prepared(
+    update(certificate)
+    .where(certificate.c.serial == bindparam("one"))
+    .values(state="revoked", revoked_at=bindparam("at"), reason=bindparam("why"))
+)
+_LISTED = Prepared(
+    update(certificate).where(certificate.c.serial == bindparam("one")).values(crl_number=bindparam("number"))
+)
+
+
+def revoke(tx: Connection, serial: str, *, at: int, reason: str, kind: str = ORDER) -> bool:
+    """Revoke one certificate. False where it is revoked already; what is on hold can still be revoked for good.
+
+    Such a one keeps the date of its hold: it was good at no moment since.
+    """
+    row = tx.execute(select(certificate).where(certificate.c.serial == serial)).first()
+    if row is None:
+        return False
+    held = row.state == "revoked" and row.reason == HOLD
+    if row.state == "revoked" and (not held or reason == HOLD):
+        return False
+    _REVOKE(tx, {"one": serial, "at": row.revoked_at if held else at, "why": reason})
+    _note(tx, row, at, reason, kind)
+    return True
+
+
+def release(tx: Connection, serial: str, *, at: int) -> bool:
+    """End a hold: the certificate is again what it was. False where it is not on hold."""
+    before = case(
+        (certificate.c.signature.is_(None), "reserved"), (certificate.c.revoke_at.is_not(None), "superseded"),
+        else_="issued",
+    )  # fmt: skip
+    mine = (certificate.c.serial == serial, certificate.c.state == "revoked", certificate.c.reason == HOLD)
+    good = {"state": before, "revoked_at": None, "reason": None, "crl_number": None}
+    if tx.execute(update(certificate).where(*mine).values(good)).rowcount != 1:
+        return False
+    _note(tx, tx.execute(select(certificate).where(certificate.c.serial == serial)).one(), at, None)
+    return True
+
+
+def adopt(tx: Connection, issuer: str, serial: str, *, at: int, reason: str) -> bool:
+    """Keep an entry of a published CRL that this database does not have, as one that was restored may not.
+
+    False where it has it. The certificate itself may be unknown: the entry is kept all the same.
+    """
+    if tx.execute(select(certificate.c.serial).where(certificate.c.serial == serial)).first() is not None:
+        return revoke(tx, serial, at=at, reason=reason)
+    if _strangers(tx, issuer, serial):
+        return False
+    row = {"at": at, "issuer": issuer, "serial": serial, "device_id": None, "reason": reason, "kind": ADOPTED}
+    _INSERT(tx, row)
+    return True
+
+
+def newest(tx: Connection) -> int:
+    """The number of the newest change; 0 where there was none."""
+    return int(_NEWEST.first(tx, {}).id or 0)
+
+
+def since(tx: Connection, seen: int) -> list[Record]:
+    """What changed behind that number, oldest first."""
+    return cast("list[Record]", _SINCE.all(tx, {"seen": seen}))
+
+
+def entries(tx: Connection, issuer: str, until: int) -> list[Record]:
+    """What stands in the CRL of that authority: revoked, and not expired by then; and every stranger."""
+    columns = ("serial", "revoked_at", "reason", "crl_number")
+    mine = (certificate.c.issuer == issuer, certificate.c.state == "revoked", certificate.c.not_after > until)
+    known = select(*(certificate.c[name] for name in columns)).where(*mine)
+    return [*tx.execute(known.order_by(certificate.c.serial)), *_strangers(tx, issuer)]
+
+
+def standing(tx: Connection, issuer: str, serial: str) -> Record | None:
+    """What is known of a certificate of that authority: `state`, `revoked_at`, `reason`, `signature`; None: nothing."""
+    found = _STANDING.first(tx, {"serial": serial})
+    if found is not None and found.issuer == issuer:
+        return cast("Record", found)
+    return next(iter(_strangers(tx, issuer, serial)), None)
+
+
+def still_live(tx: Connection) -> set[str]:
+    """Devices whose session was opened with a certificate that is revoked, or that are themselves."""
+    opened = session.join(certificate, certificate.c.serial == session.c.certificate_serial)
+    theirs = opened.join(device, device.c.id == session.c.device_id)
+    gone = or_(certificate.c.state == "revoked", device.c.state == "revoked")
+    return set(tx.execute(select(session.c.device_id).select_from(theirs).where(gone)).scalars())
+
+
+def newest_crl(tx: Connection, authority: str) -> Record | None:
+    """The CRL of that authority with the highest number."""
+    its = select(crl).where(crl.c.authority == authority)
+    return tx.execute(its.order_by(crl.c.number.desc()).limit(1)).first()
+
+
+def add_crl(tx: Connection, row: dict[str, Any], first_listed: Sequence[str]) -> bool:
+    """Insert a CRL and drop its predecessors but one; note which serials it lists first.
+
+    False, and nothing is written, where another process signed one of that number or a higher one.
+    """
+    last = newest_crl(tx, row["authority"])
+    if last is not None and last.number >= row["number"]:
+        return False
+    tx.execute(insert(crl), row)
+    before = 0 if last is None else last.number
+    tx.execute(delete(crl).where(crl.c.authority == row["authority"], crl.c.number < before))
+    _LISTED.many(tx, [{"one": serial, "number": row["number"]} for serial in first_listed])
+    return True
+
+
+def _strangers(tx: Connection, issuer: str, serial: str | None = None) -> list[Record]:
+    """The entries of certificates that this database does not have."""
+    columns = (
+        revocation.c.serial,
+        revocation.c.at.label("revoked_at"),
+        revocation.c.reason,
+        revocation.c.id.label("crl_number"),
+        literal("revoked").label("state"),
+        null().label("signature"),
+    )
+    mine = [revocation.c.issuer == issuer, revocation.c.kind == ADOPTED]
+    if serial is not None:
+        mine.append(revocation.c.serial == serial)
+    return list(tx.execute(select(*columns).where(*mine)))
+
+
+def _note(tx: Connection, row: Record, at: int, reason: str | None, kind: str = ORDER) -> None:
+    change = {"at": at, "issuer": row.issuer, "serial": row.serial, "device_id": row.device_id, "reason": reason}
+    _INSERT(tx, {**change, "kind": kind})
