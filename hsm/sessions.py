@@ -297,7 +297,8 @@ class Sessions:
 
     def _log_out(self, module: Module) -> None:
         self._serving = False
+        sessions = [seat.session for seat in self._seats]
         self._seats.clear()
         # After another token's reload there is nothing to close.
         if self._login is not None and self._generation == module.generation:
-            module.close_sessions(self._login.token)
+            module.close_sessions(self._login.token, (self._login, *sessions))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pkcs11
 
+from hsm.cryptoki import LABEL_BYTES
 from hsm.errors import HsmError, ModuleUnusable, PinUnreadable, TokenRefused
-from hsm.module import LABEL_BYTES, Module, ModuleSettings
+from hsm.module import Module, ModuleSettings
 
 # Debian and Ubuntu; Fedora; Arch; Homebrew.
 MODULE_PATHS = (

@@ -42,21 +42,21 @@ def module_of(token):
 def close_all_sessions(token):
     """What another program does, or a token that was reset: every session is gone, behind our back."""
     slot = ctypes.c_ulong(token._sessions._login.token.slot.slot_id)
-    assert module_of(token)._call(CLOSE_ALL_SESSIONS, slot) == 0
+    assert module_of(token).form.call(CLOSE_ALL_SESSIONS, slot) == 0
 
 
 def log_out(token):
-    assert module_of(token)._call(LOGOUT, ctypes.c_ulong(token._sessions._login.handle)) == 0
+    assert module_of(token).form.call(LOGOUT, ctypes.c_ulong(token._sessions._login.handle)) == 0
 
 
 def finalize(token):
-    assert module_of(token)._call(FINALIZE, None) == 0
+    assert module_of(token).form.call(FINALIZE, None) == 0
 
 
 @contextlib.contextmanager
 def intercepted(token, position, answer):
     """Between python-pkcs11 and the module: `answer(go_on)` returns a CK_RV, its own or that of `go_on()`."""
-    functions = module_of(token)._functions
+    functions = module_of(token).form.functions
     original = functions[position]
     kind = ctypes.CFUNCTYPE(ctypes.c_ulong, *[ctypes.c_void_p] * 5)
     call = kind(original)
