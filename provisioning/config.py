@@ -8,7 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from wire.codec import Cap, MalformedMessage, load
 
@@ -42,15 +42,37 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class Pkcs11Module:
+    """How one PKCS#11 module is loaded. URIs name it: `?module-name=NAME`."""
+
+    path: Annotated[str, Cap(1024)]
+    locking: Literal["os", "null"] = "os"
+    """`null`: it takes C_Initialize(NULL) only (p11-kit-client), and is entered by one thread at a time."""
+    reserved: Annotated[str, Cap(2048)] = ""
+    """The text in CK_C_INITIALIZE_ARGS.pReserved (NSS: where its database lies)."""
+    environment: Annotated[dict[str, str], Cap(32)] = field(default_factory=dict)
+    """What the module reads from the environment (P11_KIT_SERVER_ADDRESS)."""
+    session_copies: bool = True
+    """Sign with a copy of the key in a session object, which is faster; `false` where the token refuses copies."""
+
+
+@dataclass(frozen=True, slots=True)
 class Hsm:
-    """The PKCS#11 module and the service's token in it. An empty `module` means: find SoftHSM2."""
+    """The service's token, further modules and tokens, and where PINs are read. An empty `module`: find SoftHSM2."""
 
     module: str = ""
     token: str = "muster"  # noqa: S105  a label
     root_token: str = "root"  # noqa: S105  a label
-    locking: Annotated[str, Cap(8)] = "os"
+    locking: Literal["os", "null"] = "os"
     sessions: int = 4
-    deadline_seconds: int = 5
+    """Signatures at once in each token, by as many threads."""
+    deadline_milliseconds: int = 800
+    """How long a caller waits for a signature, a second token included. Then: 503 with Retry-After."""
+    modules: Annotated[dict[str, Pkcs11Module], Cap(16)] = field(default_factory=dict)
+    pins: Annotated[dict[str, str], Cap(64)] = field(default_factory=dict)
+    """Token to where its PIN is: `file:/PATH`, `credential:NAME`, `env:NAME`, `prompt:`. Else `secrets/TOKEN.pin`."""
+    keys: Annotated[dict[str, tuple[str, ...]], Cap(64)] = field(default_factory=dict)
+    """Key to the PKCS#11 URIs (RFC 7512) where it is: the first that works signs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +236,9 @@ def parse_config(text: str, name: str) -> Config:
         if getattr(config.limits, key) < 1:
             msg = f"{name}: limits.{key}: is less than 1, so that nobody could ask; correct it"
             raise ConfigurationRefused(msg)
+    if not (config.hsm.sessions >= 1 and config.hsm.deadline_milliseconds >= 1):
+        msg = f"{name}: hsm: sessions and deadline_milliseconds are 1 or more; correct it"
+        raise ConfigurationRefused(msg)
     if _SERVICE_NAME.fullmatch(config.service_name) is None:
         msg = f"{name}: service_name: {config.service_name!r} is no DNS name in lower case; correct it"
         raise ConfigurationRefused(msg)

@@ -22,6 +22,7 @@ from provisioning.refusals import NotFound, ReleaseRefused, SigningUnavailable
 from provisioning.service import Service
 
 DIRECTOR_KEY = "director-online"
+SIGNATURES = 3  # of each generation: targets, snapshot, timestamp
 GENERATION_SECONDS = 30
 """For how long a generation of a device's metadata serves again, while nothing else is assigned."""
 
@@ -128,7 +129,7 @@ async def _new_generation(service: Service, device_id: str) -> None:
     target = None if release is None else _target(release)
     key, next_one = service.keys.key(DIRECTOR_KEY), next_version(version, now)
     try:
-        async with asyncio.timeout(service.config.hsm.deadline_seconds):
+        async with asyncio.timeout(SIGNATURES * service.config.hsm.deadline_milliseconds / 1000):
             files = await asyncio.to_thread(
                 director_metadata, root, device_id, target, next_one, key, now, assignment=named
             )

@@ -59,7 +59,7 @@ def open_keys(directory: DataDirectory, config: Config) -> HsmKeys:
     """The service's keys, logged in once. Raises: ConfigurationRefused."""
     try:
         token = open_token(directory, config, config.hsm.token)
-        return HsmKeys(token, config.hsm.deadline_seconds, config.hsm.sessions)
+        return HsmKeys(token, config.hsm.deadline_milliseconds / 1000, config.hsm.sessions)
     except (HsmError, OSError) as error:
         msg = f"HSM token {config.hsm.token!r}: {error}; look: muster doctor"
         raise ConfigurationRefused(msg) from error
