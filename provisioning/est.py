@@ -19,11 +19,14 @@ from sqlalchemy import Connection
 
 from provisioning import attesting
 from provisioning.attesting import Refused
+from provisioning.authorities import State
 from provisioning.db import devices, enrollments
 from provisioning.db import est as records
 from provisioning.db.devices import Record
 from provisioning.issuance.csr import verify_possession
+from provisioning.issuance.est import csr_attributes as attributes
 from provisioning.issuance.est import verify_same_names
+from provisioning.issuance.keys import KeyKind
 from provisioning.issuance.tbs import assemble
 from provisioning.issuing import IssuedCertificate, Order, certificate_of, issue, ldevid_order
 from provisioning.refusals import (
@@ -32,6 +35,7 @@ from provisioning.refusals import (
     DeviceRevoked,
     EnrollmentQuotaSpent,
     NotAuthenticated,
+    NotFound,
     ProfileUnknown,
     Refusal,
     StateConflict,
@@ -177,6 +181,24 @@ async def renew(
     except Refusal as refusal:
         await _record(service, refusal, caller, source)
         raise
+
+
+def ca_certificates(service: Service) -> list[bytes]:
+    """Every CA certificate (DER) that a chain of ours may need, those of a rollover too; none of a retired one."""
+    in_use = (one for one in service.authorities.all if one.state is not State.RETIRED)
+    return list(dict.fromkeys(certificate for one in in_use for certificate in one.chain))
+
+
+def csr_attributes(service: Service, caller: Caller, *, label: str | None) -> bytes:
+    """What this device's request should hold, DER (section 4.5.2). Raises: ProfileUnknown."""
+    _verify_label(caller, label)
+    return attributes(KeyKind.P256, 0)
+
+
+def verify_known_label(service: Service, label: str | None) -> None:
+    """Is there a profile of that name, or no label at all? Raises: NotFound."""
+    if label not in (None, "ldevid"):
+        raise NotFound(expected="the name of a certificate profile", actual=label)
 
 
 def _verify_label(caller: Caller, label: str | None) -> None:

@@ -11,11 +11,11 @@ from provisioning.attestation.keys import spki_of
 from provisioning.attestation.policy import parse_policy
 from provisioning.attestation.structures import parse_public, parse_quote
 from provisioning.attesting import refusal_class
-from provisioning.db import commands, devices, enrollments, leaves
+from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.tbs import assemble
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, RequestMalformed
+from provisioning.refusals import NotFound, RequestMalformed, StateConflict
 from provisioning.service import Service
 from wire.binding import Flow
 from wire.codec import b64url, rfc3339, unb64url
@@ -48,6 +48,7 @@ async def show_device(service: Service, name: str) -> Json:
             "update": None if assigned is None else _assignment(assigned),
             "last_refusal": None if refusal is None else refusal.id,
             "session": _session(commands.session_of(tx, device.id)),
+            "requests": [_request(row) for row in est.requests_of(tx, device.id)],
         }
 
     return await service.store.read(read)
@@ -89,21 +90,42 @@ async def show_evidence(service: Service, name: str, flow: str) -> Json:
     }
 
 
-async def approve(service: Service, name: str, *, by: str) -> Json:
-    """Accept, for one hour and one enrollment, another AK or a cleared TPM of this device. Raises: NotFound."""
+async def approve(service: Service, name: str, *, by: str, key_id: str | None = None) -> Json:
+    """Accept, for one hour and once, what a device of this name asked for.
+
+    An attested device: another AK, or a cleared TPM. Others: the key that waits for approval (EST); where several
+    wait, `key_id` says which. Raises: NotFound, StateConflict.
+    """
     now = service.clock()
     until = now + APPROVAL
-    entry = leaf(service, "approval", now, device=name, by=by)
+    named = {} if key_id is None else {"key": key_id}
+    entry = leaf(service, "approval", now, device=name, by=by, **named)
 
     def write(tx: Connection) -> Json:
         device = devices.by_name(tx, name)
         if device is None or device.state in ("revoked", "decommissioned"):
             raise NotFound(expected="a device in service", actual=name)
-        devices.change(tx, device.id, approved_until=int(until.timestamp()))
         leaves.add(tx, entry)
+        if device.assurance != "attested":
+            key = _waiting_key(tx, device, key_id)
+            est.approve(tx, device.id, key, until=int(until.timestamp()), by=by)
+            return {"device": device.id, "key": key, "approved_until": rfc3339(until)}
+        devices.change(tx, device.id, approved_until=int(until.timestamp()))
         return {"device": device.id, "approved_until": rfc3339(until)}
 
     return await service.ledger.write(write)
+
+
+def _waiting_key(tx: Connection, device: Record, key_id: str | None) -> str:
+    """The key to approve. Never a guess: a second request may have come since the operator looked."""
+    waiting = [row.key_id for row in est.requests_of(tx, device.id)]
+    if key_id is None and len(waiting) == 1:
+        return str(waiting[0])
+    if key_id in waiting and key_id is not None:
+        return key_id
+    if not waiting:
+        raise StateConflict(expected="a key that waits for approval", actual="none")
+    raise StateConflict(expected="one of " + ", ".join(waiting), actual=key_id or "no key named")
 
 
 async def set_policy(service: Service, text: str, *, by: str) -> Json:
@@ -209,6 +231,8 @@ def _device(row: Record) -> Json:
         "id": row.id,
         "serial": row.serial,
         "model": row.model,
+        "assurance": row.assurance,
+        "profile": row.profile,
         "state": row.state,
         "health": row.health,
         "station": row.station,
@@ -248,6 +272,10 @@ def _command(row: Record) -> Json:
 
 def _attestation(row: Record) -> Json:
     return {"id": row.id, "flow": row.flow, "at": _time(row.at), "findings": json.loads(row.findings)}
+
+
+def _request(row: Record) -> Json:
+    return {"key": row.key_id, "asked": _time(row.asked_at), "approved_until": _time(row.approved_until)}
 
 
 def _assignment(row: Record) -> Json:

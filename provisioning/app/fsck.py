@@ -20,6 +20,7 @@ from provisioning.attestation.endorsement import ek_id_of
 from provisioning.authorities import Authorities
 from provisioning.db import inspection
 from provisioning.db.devices import Record
+from provisioning.est import REQUEST_PREFIX
 from provisioning.issuance.tbs import UNPARSED, Profile, assemble, serial_text
 from provisioning.refusals import Refusal
 from wire.binding import key_id
@@ -33,6 +34,10 @@ _BY_ROOT = (Profile.ROOT_CA.value, Profile.ISSUING_CA.value)
 _LEAVES = ("certificate", "attestation", "registration")
 
 
+_Other = tuple[str, str | None, str, str | None]
+"""Serial, device, key, request."""
+
+
 @dataclass(slots=True)
 class _Records:
     """What the log says, by what it speaks of."""
@@ -41,8 +46,8 @@ class _Records:
     """Serial to the SHA-256 of the to-be-signed bytes."""
     attestations: Counter[tuple[str, str, bytes]] = field(default_factory=Counter)
     """Device, flow, SHA-256 of the evidence."""
-    registrations: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Device to serial and EK."""
+    registrations: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Device to serial, EK (empty where it has none) and assurance."""
 
 
 def check_installation(tx: Connection, authorities: Authorities, keys: LogKeys, now: datetime) -> Report:
@@ -77,7 +82,8 @@ def _remember(found: _Records, kind: str, record: dict[str, str]) -> None:
     elif kind == "attestation":
         found.attestations[record["device"], record["flow"], unb64url(record["evidence"])] += 1
     else:
-        found.registrations[record["device"]] = (record["serial"], record["ek"])
+        assurance = record.get("assurance", "attested")
+        found.registrations[record["device"]] = (record["serial"], record["ek"], assurance)
 
 
 def _attestations(tx: Connection, records: _Records, report: Report) -> dict[str, tuple[str, str]]:
@@ -117,6 +123,8 @@ def _certificates(
     report.checks += [same, serials, evidence, logged]
     missing = dict(records.certificates)
     seen: set[int] = set()
+    proven: set[tuple[str, str]] = set()
+    others: list[_Other] = []
     for row in inspection.certificates(tx):
         serials.looked_at += 1
         number = int(row.serial, 16)
@@ -142,11 +150,21 @@ def _certificates(
         if row.profile == Profile.LDEVID.value:
             evidence.looked_at += 1
             device, flow = attested.get(row.enrollment_id or "", ("", ""))
-            if device != row.device_id or flow not in ("enroll", "rotate"):
-                evidence.faults.append(
-                    f"certificate {row.serial} of {row.device_id}: no attestation answers its challenge"
-                )
+            if device == row.device_id and flow in ("enroll", "rotate"):
+                proven.add((device, row.key_id))
+            else:
+                others.append((row.serial, row.device_id, row.key_id, row.enrollment_id))
+    _renewals(others, proven, records, evidence)
     logged.faults += [f"certificate {serial}: stands in the log and not in the database" for serial in sorted(missing)]
+
+
+def _renewals(others: list[_Other], proven: set[tuple[str, str]], records: _Records, evidence: Check) -> None:
+    """LDevIDs that answer no challenge: by EST, of a device without a TPM, or over a key that was attested."""
+    for serial, device, key, request in others:
+        by_est = request is not None and request.startswith(REQUEST_PREFIX)
+        _, _, assurance = records.registrations.get(device or "", ("", "", "attested"))
+        if not by_est or (assurance == "attested" and (device, key) not in proven):
+            evidence.faults.append(f"certificate {serial} of {device}: no attestation answers its challenge")
 
 
 def _unsigned(row: Record, now: datetime, same: Check, report: Report) -> None:
@@ -254,12 +272,14 @@ def _devices(tx: Connection, records: _Records, report: Report) -> None:
     for row in inspection.devices(tx):
         single.looked_at += 1
         registered.looked_at += 1
-        if row.state in ("registered", "active"):
+        if row.state in ("registered", "active") and row.ek_id is not None:
             other = active.setdefault(row.ek_id, row.id)
             if other != row.id:
                 single.faults.append(f"device {row.id}: {other} is in service with the same EK")
-        if records.registrations.get(row.id) != (row.serial, row.ek_id):
-            registered.faults.append(f"device {row.id}: its serial or EK is not what the log says was registered")
+        if records.registrations.get(row.id) != (row.serial, row.ek_id or "", row.assurance):
+            registered.faults.append(
+                f"device {row.id}: its serial, EK or assurance is not what the log says was registered"
+            )
         if row.ek_trust == "certificate" and not _is_ek(row.ek_certificate, row.ek_id):
             registered.faults.append(f"device {row.id}: its EK certificate is of another key than its record says")
 

@@ -42,11 +42,13 @@ _PARTS = {
     "certificates": ("serial", "state", "not_before", "not_after", "revoked", "reason"),
     "commands": ("kind", "state", "created", "tries", "ordered_by", "result"),
     "attestations": ("id", "flow", "at", "findings"),
+    "requests": ("key", "asked", "approved_until"),
 }
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The device's id or serial.")]
 After = Annotated[str, typer.Option(metavar="S", help="Start behind this serial.")]
 Limit = Annotated[int, typer.Option(min=1, max=PAGE_MOST, metavar="N", help="At most so many.")]
+Key = Annotated[str, typer.Option("--key", metavar="K", help="Which key, where several wait for approval by EST.")]
 Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 
 
@@ -107,9 +109,9 @@ def rotate(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) 
     note(f"ordered; look: muster devices show {name}")
 
 
-def approve(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Accept, for one hour and one enrollment, a cleared TPM or another attestation key."""
-    _order(output, data_dir, name, "approve")
+def approve(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE, key: Key = "") -> None:
+    """Accept, for one hour and once, a cleared TPM, another attestation key, or the key that waits by EST."""
+    _order(output, data_dir, name, "approve", {"key_id": key} if key else {})
 
 
 def _order(output: Format, data_dir: Path | None, name: str, what: str, body: object = None) -> None:

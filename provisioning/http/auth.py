@@ -63,6 +63,8 @@ async def device_of(call: Call) -> DeviceIdentity:
     )
     if certificate is None or certificate.state not in _USABLE or certificate.device_id != client.name:
         raise NotAuthenticated(expected="a certificate in force", actual=_state(certificate))
+    if certificate.profile == "idevid":  # it opens EST's simpleenroll and nothing else
+        raise NotAuthenticated(expected="an LDevID", actual="an IDevID")
     if device is None or device.state in _GONE:
         raise NotAuthenticated(expected="a device in service", actual=_state(device))
     return DeviceIdentity(client.name, client.serial)
@@ -107,10 +109,16 @@ def _client_of(call: Call) -> ClientCertificate:
     return client
 
 
-def _peer_certificate(call: Call) -> ClientCertificate:
+def peer_certificate(call: Call) -> bytes | None:
+    """The client certificate (DER) that TLS verified, if there is one."""
     transport = call.request.transport
     tls = None if transport is None else transport.get_extra_info("ssl_object")
-    der = None if tls is None else tls.getpeercert(binary_form=True)
+    der: bytes | None = None if tls is None else tls.getpeercert(binary_form=True)
+    return der
+
+
+def _peer_certificate(call: Call) -> ClientCertificate:
+    der = peer_certificate(call)
     if der is None:
         raise NotAuthenticated(expected="a client certificate", actual="none")
     return parse_client_certificate(der)

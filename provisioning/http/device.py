@@ -9,6 +9,7 @@ from aiohttp import web
 from provisioning.access.rates import GLOBAL, Rate, RateTable
 from provisioning.enrollment import begin_enrollment, complete_enrollment
 from provisioning.factory import register
+from provisioning.http import est
 from provisioning.http.auth import device_of, station_of
 from provisioning.http.exchange import NO_STORE, Call, Route, reply, too_many
 from provisioning.http.files import send_file
@@ -86,6 +87,7 @@ def routes(enrollments: InFlight) -> list[Route]:
         Route("GET", "/ota/image/{name...}", image_file),
         Route("GET", "/ota/director/{name...}", device_director_file),
         Route("GET", "/trust/{name...}", trust_file),
+        *est.routes(enrollments),
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from provisioning import inventory, outbox, revoking, updates
+from provisioning import inventory, outbox, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
 from provisioning.factory import add_station
 from provisioning.http.auth import operator_of
@@ -58,6 +58,24 @@ class NewAssignment:
 
     device: Name
     target: Annotated[str, Cap(256)]
+
+
+@dataclass(frozen=True, slots=True)
+class NewEstToken:
+    """A one-time token for a device by id or serial; a new serial is registered (`tokens.Wanted`)."""
+
+    device: Name
+    profile: Name | None = None
+    lifetime_seconds: int | None = None
+    model: Name | None = None
+    approval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """`key_id`: which of the keys that a device asked for by EST; needed where several wait."""
+
+    key_id: Name | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +130,23 @@ async def _rotate(asked: Asked) -> object:
 
 
 async def _approve(asked: Asked) -> object:
-    return await inventory.approve(asked.call.service, asked.name, by=asked.operator.name)
+    by, key = asked.operator.name, asked.body.key_id
+    return await inventory.approve(asked.call.service, asked.name, key_id=key, by=by)
+
+
+async def _create_est_token(asked: Asked) -> object:
+    new = asked.body
+    wanted = tokens.Wanted(new.device, new.profile, new.lifetime_seconds, new.model, new.approval)
+    return await tokens.create_token(asked.call.service, wanted, by=asked.operator.name)
+
+
+async def _est_tokens(asked: Asked) -> object:
+    fields = query(asked.call.request, "device", "limit")
+    return {"tokens": await tokens.list_tokens(asked.call.service, fields.get("device"), _limit(fields))}
+
+
+async def _revoke_est_token(asked: Asked) -> object:
+    return await tokens.revoke_token(asked.call.service, asked.name, by=asked.operator.name)
 
 
 async def _set_policy(asked: Asked) -> object:
@@ -184,7 +218,10 @@ TABLE = (
     OperatorRoute("GET", "/api/v1/devices/{name}/evidence", Role.VIEWER, _evidence),
     OperatorRoute("POST", "/api/v1/devices/{name}/revoke", Role.OPERATOR, _revoke, Revocation),
     OperatorRoute("POST", "/api/v1/devices/{name}/rotate", Role.OPERATOR, _rotate, status=202),
-    OperatorRoute("POST", "/api/v1/devices/{name}/approve", Role.OPERATOR, _approve),
+    OperatorRoute("POST", "/api/v1/devices/{name}/approve", Role.OPERATOR, _approve, Approval),
+    OperatorRoute("POST", "/api/v1/est-tokens", Role.ADMIN, _create_est_token, NewEstToken, 201),
+    OperatorRoute("GET", "/api/v1/est-tokens", Role.VIEWER, _est_tokens),
+    OperatorRoute("POST", "/api/v1/est-tokens/{name}/revoke", Role.OPERATOR, _revoke_est_token),
     OperatorRoute("PUT", "/api/v1/policies", Role.ADMIN, _set_policy, PolicyText),
     OperatorRoute("GET", "/api/v1/policies", Role.VIEWER, _policies),
     OperatorRoute("GET", "/api/v1/policies/{name}", Role.VIEWER, _policy),
