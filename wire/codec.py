@@ -7,7 +7,6 @@ dataclasses, and `Annotated[T, Cap(n)]`, which bounds the length of a text, a by
 A decoded message has the right shape. That is all: nothing in it is authentic, in range or true.
 """
 
-import base64
 import binascii
 import dataclasses
 import json
@@ -23,6 +22,8 @@ T = TypeVar("T")
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_NOT_STORED = re.compile("[\x00\ud800-\udfff]")
+_PLAIN = frozenset({str, int, bool, type(None)})
 MAX_DEPTH = 16
 MAX_TEXT = 4096
 MAX_ITEMS = 256
@@ -37,6 +38,11 @@ class MalformedMessage(ValueError):
         super().__init__(f"{where or 'message'}: {why}")
         self.where = where
         self.why = why
+
+    def within(self, name: str) -> "MalformedMessage":
+        """The same, as seen from the field (`name`) or the item (`[3]`) that holds it."""
+        dot = "." if self.where and not self.where.startswith("[") else ""
+        return MalformedMessage(f"{name}{dot}{self.where}", self.why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +84,17 @@ def parse_json(data: bytes, *, limit: int) -> Any:
 def load(cls: type[T], value: Any, *, ignore_unknown: bool = False, where: str = "") -> T:
     """A message of `cls` out of parsed JSON (or TOML). Raises: MalformedMessage."""
     hint: Any = cls
-    result: T = _loader(hint, ignore_unknown)(value, where)
+    try:
+        result: T = _loader(hint, ignore_unknown)(value)
+    except MalformedMessage as error:
+        raise (error.within(where) if where else error) from error.__cause__
     return result
 
 
 def to_json(value: Any) -> Any:
     """The value as what `json.dumps` takes."""
     kind: Any = type(value)
-    if kind is str or kind is int or kind is bool or value is None:
+    if kind in _PLAIN:
         return value
     if kind is bytes:
         return b64url(value)
@@ -94,9 +103,9 @@ def to_json(value: Any) -> Any:
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): item if type(item) in _PLAIN else to_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
+        return [item if type(item) in _PLAIN else to_json(item) for item in value]
     return value
 
 
@@ -105,18 +114,25 @@ def _field_names(kind: Any) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
 
 
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_+/=", b"+/\0\0\0")
+_LAST = {2: "AQgw", 3: "AEIMQUYcgkosw048"}
+"""By the length modulo four: the last characters whose bits behind the last byte are zero."""
+
+
 def b64url(data: bytes) -> str:
     """Base64url without padding (RFC 4648 section 5)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
 
 
 def unb64url(text: str) -> bytes:
     """The bytes of canonical base64url without padding. Raises: ValueError."""
-    data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    if b64url(data) != text:
+    rest = len(text) % 4
+    if rest == 1 or (rest and text[-1] not in _LAST[rest]):
         msg = "not canonical base64url"
         raise ValueError(msg)
-    return data
+    standard = text.encode("ascii").translate(_FROM_URL) + b"=" * (-rest % 4)
+    return binascii.a2b_base64(standard, strict_mode=True)
 
 
 def rfc3339(moment: datetime) -> str:
@@ -133,7 +149,8 @@ def parse_rfc3339(text: str) -> datetime:
     return moment
 
 
-_Loader = Callable[[Any, str], Any]
+_Loader = Callable[[Any], Any]
+"""Raises MalformedMessage with a `where` of its own; whoever holds the value says where that is."""
 
 
 @cache
@@ -170,82 +187,97 @@ def _value_loader(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader: 
 def _optional(hint: Any, cap: int | None, ignore_unknown: bool) -> _Loader:  # noqa: FBT001  a key of the cache
     (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
     loader = _loader(inner, ignore_unknown) if cap is None else _value_loader(inner, cap, ignore_unknown)
-    return lambda value, where: None if value is None else loader(value, where)
+    return lambda value: None if value is None else loader(value)
 
 
 def _literal(allowed: tuple[Any, ...]) -> _Loader:
-    def loader(value: Any, where: str) -> Any:
+    def loader(value: Any) -> Any:
         if not any(value == option and type(value) is type(option) for option in allowed):
-            raise MalformedMessage(where, "is not one of " + ", ".join(map(str, allowed)))
+            raise MalformedMessage("", "is not one of " + ", ".join(map(str, allowed)))
         return value
 
     return loader
 
 
 def _text(cap: int) -> _Loader:
-    def loader(value: Any, where: str) -> str:
+    def loader(value: Any) -> str:
         if not isinstance(value, str):
-            raise MalformedMessage(where, "is not a text")
+            raise MalformedMessage("", "is not a text")
         if len(value) > cap:
-            raise MalformedMessage(where, f"is {len(value)} characters, more than {cap}")
-        if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise MalformedMessage(where, "has a character that no database stores")
+            raise MalformedMessage("", f"is {len(value)} characters, more than {cap}")
+        if _NOT_STORED.search(value):
+            raise MalformedMessage("", "has a character that no database stores")
         return value
 
     return loader
 
 
 def _bytes(cap: int) -> _Loader:
-    def loader(value: Any, where: str) -> bytes:
+    def loader(value: Any) -> bytes:
         if not isinstance(value, str):
-            raise MalformedMessage(where, "is not base64url text")
+            raise MalformedMessage("", "is not base64url text")
         if len(value) > (cap * 4 + 2) // 3:
-            raise MalformedMessage(where, f"is more than {cap} bytes")
+            raise MalformedMessage("", f"is more than {cap} bytes")
         try:
             return unb64url(value)
-        except (binascii.Error, ValueError) as error:
-            raise MalformedMessage(where, "is not base64url without padding") from error
+        except ValueError as error:  # binascii.Error is one
+            raise MalformedMessage("", "is not base64url without padding") from error
 
     return loader
 
 
-def _int(value: Any, where: str) -> int:
+def _int(value: Any) -> int:
     if type(value) is not int or not -MAX_INT - 1 <= value <= MAX_INT:
-        raise MalformedMessage(where, "is not an integer of 64 bits")
+        raise MalformedMessage("", "is not an integer of 64 bits")
     return value
 
 
-def _bool(value: Any, where: str) -> bool:
+def _bool(value: Any) -> bool:
     if type(value) is not bool:
-        raise MalformedMessage(where, "is not true or false")
+        raise MalformedMessage("", "is not true or false")
     return value
 
 
-def _datetime(value: Any, where: str) -> datetime:
+def _datetime(value: Any) -> datetime:
     try:
         return parse_rfc3339(value)
     except (TypeError, ValueError) as error:
-        raise MalformedMessage(where, "is not a time like 2026-11-21T12:00:00Z") from error
+        raise MalformedMessage("", "is not a time like 2026-11-21T12:00:00Z") from error
 
 
 def _tuple(item: _Loader, cap: int) -> _Loader:
-    def loader(value: Any, where: str) -> tuple[Any, ...]:
+    def loader(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise MalformedMessage(where, "is not a list")
+            raise MalformedMessage("", "is not a list")
         if len(value) > cap:
-            raise MalformedMessage(where, f"has {len(value)} items, more than {cap}")
-        return tuple(item(entry, f"{where}[{number}]") for number, entry in enumerate(value))
+            raise MalformedMessage("", f"has {len(value)} items, more than {cap}")
+        loaded = []
+        for entry in value:
+            try:
+                loaded.append(item(entry))
+            except MalformedMessage as error:
+                raise error.within(f"[{len(loaded)}]") from error.__cause__
+        return tuple(loaded)
 
     return loader
 
 
 def _dict(item: _Loader, cap: int) -> _Loader:
-    def loader(value: Any, where: str) -> dict[str, Any]:
+    name = _text(MAX_TEXT)
+
+    def loader(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise MalformedMessage(where, "is not an object")
+            raise MalformedMessage("", "is not an object")
         if len(value) > cap:
-            raise MalformedMessage(where, f"has {len(value)} items, more than {cap}")
-        return {_text(MAX_TEXT)(key, where): item(entry, f"{where}.{key}") for key, entry in value.items()}
+            raise MalformedMessage("", f"has {len(value)} items, more than {cap}")
+        loaded = {}
+        for key, entry in value.items():
+            name(key)
+            try:
+                loaded[key] = item(entry)
+            except MalformedMessage as error:
+                raise error.within(key) from error.__cause__
+        return loaded
 
     return loader
 
@@ -259,15 +291,22 @@ def _dataclass(cls: Any, ignore_unknown: bool) -> _Loader:  # noqa: FBT001  a ke
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
 
-    def loader(value: Any, where: str) -> Any:
+    def loader(value: Any) -> Any:
         if not isinstance(value, dict):
-            raise MalformedMessage(where, "is not an object")
-        prefix = f"{where}." if where else ""
-        if missing := sorted(required - value.keys()):
-            raise MalformedMessage(prefix + missing[0], "is missing")
-        if not ignore_unknown and (unknown := sorted(value.keys() - fields.keys())):
-            raise MalformedMessage(prefix + unknown[0][:64], "is not a field of this message")
-        return cls(**{name: fields[name](entry, prefix + name) for name, entry in value.items() if name in fields})
+            raise MalformedMessage("", "is not an object")
+        if not value.keys() >= required:
+            raise MalformedMessage(min(required - value.keys()), "is missing")
+        if not value.keys() <= fields.keys():
+            if not ignore_unknown:
+                raise MalformedMessage(min(value.keys() - fields.keys())[:64], "is not a field of this message")
+            value = {name: value[name] for name in value if name in fields}
+        loaded = {}
+        for name, entry in value.items():
+            try:
+                loaded[name] = fields[name](entry)
+            except MalformedMessage as error:
+                raise error.within(name) from error.__cause__
+        return cls(**loaded)
 
     return loader
 

@@ -1,7 +1,8 @@
 """A thread that does what waits in groups and answers each group at once. Database and HSM are behind such threads.
 
-A hand-over between threads costs more than a short statement or a signature does: the event loop is woken once a
-group, not once a job (measured: a third of an enrollment).
+A hand-over between threads costs more than a short statement or a signature does, because both sides wait for the
+interpreter. So the event loop hands over once a turn whatever was asked for in it, gathers while the lane is busy,
+and is woken once a group, not once a job (measured together: a third of an enrollment).
 """
 
 import asyncio
@@ -37,25 +38,38 @@ class Lane:
     def __init__(self, name: str, carry_out: Callable[[Sequence[Job]], None], waiting_at_most: int = 10_000) -> None:
         self._carry_out = carry_out
         self._waiting_at_most = waiting_at_most
-        self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._handed_over: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
+        # The rest is the event loop's alone: no lock.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._gathered: list[Job] = []
+        self._busy = False
+        self._unanswered = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait, about."""
-        return self._waiting.qsize()
+        """How many jobs of the loop wait or are being done."""
+        return self._unanswered
 
     async def do(self, work: object) -> Any:  # noqa: ANN401  the caller knows what its work returns
         """The result, or the error raised. A caller that is cancelled leaves its job to be done. Raises: LaneFull."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(Job(work, future))
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # an ended loop takes no answers, and asks for nothing any more
+            self._loop, self._gathered, self._busy, self._unanswered = loop, [], False, 0
+        if self._unanswered >= self._waiting_at_most:
+            raise LaneFull
+        future: asyncio.Future[Any] = loop.create_future()
+        if not self._gathered and not self._busy:
+            loop.call_soon(self._hand_over)
+        self._unanswered += 1
+        self._gathered.append(Job(work, future))
         return await future
 
     def do_now(self, work: object) -> Any:  # noqa: ANN401  as above
         """The same for a caller without a loop."""
         job = Job(work, None)
-        self._put(job)
+        self._handed_over.put([job])
         assert job.done is not None  # noqa: S101  for mypy: there is no future
         job.done.wait()
         if job.error is not None:
@@ -64,51 +78,49 @@ class Lane:
 
     def close(self, wait_seconds: float | None = None) -> None:
         """Do what waits, then end the thread. One that hangs for longer is left behind."""
-        self._waiting.put(None)
+        self._handed_over.put(self._gathered)
+        self._handed_over.put(None)
+        self._gathered = []
         self._thread.join(wait_seconds)
 
-    def _put(self, job: Job) -> None:
-        if self._waiting.qsize() >= self._waiting_at_most:
-            raise LaneFull
-        self._waiting.put(job)
+    def _hand_over(self) -> None:
+        if self._gathered and not self._busy:
+            self._busy = True
+            turn, self._gathered = self._gathered[:MOST_AT_ONCE], self._gathered[MOST_AT_ONCE:]
+            self._handed_over.put(turn)
 
     def _run(self) -> None:
-        while (job := self._waiting.get()) is not None:
-            group = []
-            while job is not None:
-                group.append(job)
-                if len(group) == MOST_AT_ONCE or self._waiting.empty():
-                    break
-                job = self._waiting.get()
+        while (group := self._handed_over.get()) is not None:
             try:
                 self._carry_out(group)
             except BaseException as error:  # noqa: BLE001  a thread that died would leave everybody waiting for ever
-                for waiting in group:
-                    waiting.error = waiting.error or error
-            _answer(group)
-            if job is None:
-                return
+                for job in group:
+                    job.error = job.error or error
+            self._answer(group)
 
+    def _answer(self, group: Sequence[Job]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+        for job in group:
+            if job.future is not None:
+                by_loop.setdefault(job.future.get_loop(), []).append(job)
+            elif job.done is not None:
+                job.done.set()
+        for loop, jobs in by_loop.items():
+            with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
+                loop.call_soon_threadsafe(self._deliver, loop, jobs)
 
-def _answer(group: Sequence[Job]) -> None:
-    by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
-    for job in group:
-        if job.future is not None:
-            by_loop.setdefault(job.future.get_loop(), []).append(job)
-        elif job.done is not None:
-            job.done.set()
-    for loop, jobs in by_loop.items():
-        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
-            loop.call_soon_threadsafe(_deliver, jobs)
-
-
-def _deliver(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if job.future is None or job.future.done():
-            continue
-        if isinstance(job.error, StopIteration):  # which no future takes
-            job.future.set_exception(RuntimeError("the work raised StopIteration"))
-        elif job.error is not None:
-            job.future.set_exception(job.error)
-        else:
-            job.future.set_result(job.result)
+    def _deliver(self, loop: asyncio.AbstractEventLoop, jobs: Sequence[Job]) -> None:
+        if loop is self._loop:
+            self._busy = False
+            self._unanswered -= len(jobs)
+        for job in jobs:
+            if job.future is None or job.future.done():
+                continue
+            if isinstance(job.error, StopIteration):  # which no future takes
+                job.future.set_exception(RuntimeError("the work raised StopIteration"))
+            elif job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(job.result)
+        if self._gathered:  # behind those who were just woken, so that what they ask for goes along
+            loop.call_soon(loop.call_soon, self._hand_over)
