@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
 from ota.files import read_at_most, replace_file
@@ -137,6 +137,12 @@ def authority_of(row: Record, public_url: str | None) -> Authority:
     )
 
 
+def spki_of(certificate: bytes) -> bytes:
+    """The SubjectPublicKeyInfo of a certificate, DER."""
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
 def ca_public_key(certificate: x509.Certificate) -> CaPublicKey:
     """Its key, of a kind that signs here. Raises: ToBeSignedRefused."""
     key = certificate.public_key()
@@ -164,15 +170,19 @@ def write_files(folder: Path, known: Authorities) -> None:
 
 
 def authority_row(
-    name: str, kind: str, key: str, chain: Sequence[bytes], *, state: State, now: datetime
+    name: str, kind: str, key: str, chain: Sequence[bytes], *, state: State, now: datetime, public_key: bytes = b""
 ) -> dict[str, Any]:
-    """The row of a new authority. `chain` runs from itself to its root; empty where its certificate is awaited."""
+    """The row of a new authority. `chain` runs from itself to its root.
+
+    Where it is empty, because there is no certificate or it is awaited, `public_key` says which key it is.
+    """
     at = int(now.astimezone(UTC).timestamp())
     return {
         "name": name,
         "kind": kind,
         "state": state.value,
         "key": key,
+        "public_key": spki_of(chain[0]) if chain else public_key,
         "certificate": chain[0] if chain else b"",
         "chain": chain_text(chain[1:]),
         "created_at": at,

@@ -285,6 +285,7 @@ class Crl(SQLModel, table=True):
 class Revocation(SQLModel, table=True):
     """Each change of a certificate's standing, in its order: what CRLs, OCSP and the broker follow. Never changed."""
 
+    __table_args__ = (Index("revocation_issuer", "issuer", "id"),)
     id: int | None = Field(default=None, primary_key=True)
     at: int = _time(nullable=False)
     issuer: str
@@ -297,21 +298,38 @@ class Revocation(SQLModel, table=True):
 
 
 class Authority(SQLModel, table=True):
-    """A certificate authority, root or issuing. `name` stands in its URLs (`/ca/NAME.pem`, `/crl/NAME.crl`)."""
+    """A key that devices trust, and its certificate where it is a CA's: what is rolled over.
+
+    `name` stands in a CA's URLs (`/ca/NAME.pem`, `/crl/NAME.crl`).
+    """
 
     name: str = Field(primary_key=True)
     kind: str
-    """`root` or `issuing`."""
+    """`root` or `issuing`: a certificate authority; `command`, `log`, `trust`: a key without certificate."""
     state: str
     """`prepared`, `active`, `retiring`, `retired`."""
     key: str
     """Its key: a label in the service's token, or a PKCS#11 URI (RFC 7512). Empty where the key is elsewhere."""
+    public_key: bytes = _blob(nullable=False)
+    """SubjectPublicKeyInfo, DER."""
     certificate: bytes = _blob(nullable=False)
+    """Empty where it has none, or awaits one."""
     chain: str = "[]"
     """What stands above it, nearest first, without itself: a list of base64url DER."""
+    others: str = "[]"
+    """More certificates over the same key (cross-signed, or from before it was chained anew): the same form."""
     created_at: int = _time(nullable=False)
     activated_at: int | None = _time()
     retired_at: int | None = _time()
+
+
+class Bundle(SQLModel, table=True):
+    """Each trust bundle that was published, as devices hold it."""
+
+    version: int = Field(primary_key=True)
+    content: bytes = _blob(nullable=False)
+    published_at: int = _time(nullable=False)
+    published_by: str
 
 
 class Profile(SQLModel, table=True):

@@ -42,8 +42,10 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("key", sa.String(), nullable=False),
+        sa.Column("public_key", sa.LargeBinary(), nullable=False),
         sa.Column("certificate", sa.LargeBinary(), nullable=False),
         sa.Column("chain", sa.String(), nullable=False),
+        sa.Column("others", sa.String(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("activated_at", sa.BigInteger(), nullable=True),
         sa.Column("retired_at", sa.BigInteger(), nullable=True),
@@ -56,6 +58,14 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("sha256"),
+    )
+    op.create_table(
+        "bundle",
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=False),
+        sa.Column("published_by", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("version"),
     )
     op.create_table(
         "certificate",
@@ -329,6 +339,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("revocation", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_revocation_serial"), ["serial"], unique=False)
+        batch_op.create_index("revocation_issuer", ["issuer", "id"], unique=False)
 
     op.create_table(
         "station",
@@ -344,6 +355,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("station")
     with op.batch_alter_table("revocation", schema=None) as batch_op:
+        batch_op.drop_index("revocation_issuer")
         batch_op.drop_index(batch_op.f("ix_revocation_serial"))
 
     op.drop_table("revocation")
@@ -392,6 +404,7 @@ def downgrade() -> None:
         batch_op.drop_index("certificate_state")
 
     op.drop_table("certificate")
+    op.drop_table("bundle")
     op.drop_table("bootlog")
     op.drop_table("authority")
     with op.batch_alter_table("attestation", schema=None) as batch_op:
