@@ -182,12 +182,21 @@ class DataDirectory:
         return self.root / "run"
 
     @property
+    def denied(self) -> Path:
+        """Devices, one a line, that the broker gives no rights: revoked, and not in its CRL yet."""
+        return self.run / "denied"
+
+    @property
     def endpoints(self) -> Path:
         return self.run / "endpoints.json"
 
     @property
     def tls(self) -> Path:
         return self.root / "tls"
+
+    @property
+    def ceremony(self) -> Path:
+        return self.root / "ceremony"
 
     @property
     def anchor(self) -> Path:
