@@ -41,6 +41,30 @@ class ModuleSettings:
         return self.locking, dict(self.environment), self.reserved
 
 
+@dataclass(frozen=True, slots=True)
+class TokenName:
+    """Which token: everything that is given has to fit (RFC 7512, section 2.3). At least label or serial is given."""
+
+    label: str | None
+    serial: str | None = None
+    manufacturer: str | None = None
+    model: str | None = None
+
+    def __str__(self) -> str:
+        return repr(self.label) if self.label is not None else f"with serial {self.serial}"
+
+    def fits(self, token: pkcs11.Token) -> bool:
+        """Is it this one? PKCS#11 pads what the token says with blanks; so may what is wanted be."""
+        said = {
+            "label": token.label,
+            "serial": serial_of(token),
+            "manufacturer": token.manufacturer_id,
+            "model": token.model,
+        }
+        wanted = {name: getattr(self, name) for name in said}
+        return all(text is None or text.rstrip() == said[name].rstrip() for name, text in wanted.items())
+
+
 def serial_of(token: pkcs11.Token) -> str:
     """The token's serial number as text: PKCS#11 makes it 16 ASCII characters padded with blanks."""
     return token.serial.decode("latin-1")
@@ -150,17 +174,17 @@ class Module:
         """Between C_Initialize and C_Finalize?"""
         return self.form.initialized
 
-    def find_token(self, label: str, serial: str | None = None) -> pkcs11.Token:
-        """The one token of this label (and serial number).
+    def find_token(self, name: TokenName) -> pkcs11.Token:
+        """The one token of this name.
 
         Raises:
             TokenNotFound: there is none. TokenAmbiguous: there are several.
         """
-        found = [token for token in self._tokens() if token.label == label and serial in (None, serial_of(token))]
+        found = [token for token in self._tokens() if name.fits(token)]
         if not found:
-            raise TokenNotFound(f"no token {label!r} in {self.settings.path}")
+            raise TokenNotFound(f"no token {name} in {self.settings.path}")
         if len(found) > 1:
-            raise TokenAmbiguous(f"{len(found)} tokens are called {label!r} in {self.settings.path}")
+            raise TokenAmbiguous(f"{len(found)} tokens are called {name} in {self.settings.path}")
         return found[0]
 
     def make_token(self, label: str, so_pin: bytes) -> pkcs11.Token:
@@ -179,7 +203,7 @@ class Module:
         if not empty:
             raise TokenUnavailable(f"{self.settings.path} has no empty slot for a new token")
         self.form.init_token(empty[0], label, so_pin)
-        return self.find_token(label)
+        return self.find_token(TokenName(label))
 
     def close_sessions(self, token: pkcs11.Token, known: Sequence[pkcs11.Session] = ()) -> None:
         """Close every session of this process on the token, which logs out. Call it while `alone`.

@@ -7,19 +7,19 @@ before a reload (sessions, handles) is never used after it. A PIN that was refus
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import pkcs11
 
 from hsm.errors import HsmError, KeyNotFound, PinUnreadable, TokenRefused, TokenUnavailable, WrongPin
-from hsm.module import Module, ModuleSettings, serial_of
+from hsm.module import Module, ModuleSettings, TokenName, serial_of
 
 T = TypeVar("T")
 
 SHORTEST_PAUSE_SECONDS = 0.25
-LONGEST_PAUSE_SECONDS = 4.0
+LONGEST_PAUSE_SECONDS = 2.0
 FRESH_LOGIN_SECONDS = 1.0  # so long "no such key" is believed at once
 
 # What a token says that was pulled out, reset, or closed behind our back. NoSuchKey: while logged out, private keys are
@@ -73,19 +73,19 @@ class Sessions:
     def __init__(
         self,
         settings: ModuleSettings,
-        label: str,
+        name: TokenName,
         read_pin: Callable[[], str],
         *,
         count: int,
         wait_seconds: float,
-        serial: str | None,
     ) -> None:
-        self.label = label
+        self.label = name.label if name.label is not None else f"serial {name.serial}"
         self.settings = settings
         self._read_pin = read_pin
         self._count = count
         self._wait_seconds = wait_seconds
-        self._serial = serial
+        self._name = name
+        self._share = str(name) if name.serial is None else f"{name} {name.serial}"
         self._opening = threading.Lock()
         self._module: Module | None = None
         # Read under the module's `changed`; written under it, or while alone in the module:
@@ -111,12 +111,12 @@ class Sessions:
             self._refuse_wrong_pin()
             if self._module is not None:
                 return
-            module = Module.acquire(self.settings, self.label)
+            module = Module.acquire(self.settings, self._share)
             try:
                 with module.alone(self._wait_seconds):
                     self._log_in(module)
             except BaseException:
-                module.release(self.label)
+                module.release(self._share)
                 raise
             self._module = module
 
@@ -133,7 +133,7 @@ class Sessions:
             with module.alone(self._wait_seconds):
                 self._log_out(module)
                 self._module = None
-            module.release(self.label)
+            module.release(self._share)
 
     @property
     def signatures(self) -> int:
@@ -240,7 +240,7 @@ class Sessions:
     def _log_in(self, module: Module) -> None:
         self._generation = module.generation
         try:
-            token = module.find_token(self.label, self._serial)
+            token = module.find_token(self._name)
             try:
                 self._login = self._logged_in_session(token)
                 self._seats = [Seat(token.open(), module, module.generation) for _ in range(self._count)]
@@ -250,7 +250,7 @@ class Sessions:
         except pkcs11.PKCS11Error as error:
             reason = f"{type(error).__name__} {error}".rstrip()
             raise TokenUnavailable(f"token {self.label!r} does not log in: {reason}") from error
-        self._serial = serial_of(token)  # from now on only this very token will do
+        self._name = replace(self._name, serial=serial_of(token))  # from now on only this very token will do
         self._serving = True
         self._pause_seconds = self._pause_until = 0.0
         self._login_is_fresh_until = time.monotonic() + FRESH_LOGIN_SECONDS

@@ -12,7 +12,7 @@ from pkcs11 import Attribute, MechanismFlag, ObjectClass
 from hsm.errors import KeyExists, KeyNotFound, KeyUnsupported
 from hsm.key import HsmEcKey, HsmKey, key_in
 from hsm.kinds import KeyKind, KeyReference, Signing, generation
-from hsm.module import ModuleSettings
+from hsm.module import ModuleSettings, TokenName
 from hsm.objects import KeyInfo, bind_private_key, describe_key, find_key, find_keys, sign_raw
 from hsm.sessions import LOST, Seat, Sessions
 
@@ -20,27 +20,30 @@ _KIND_OF_CURVE = {"secp256r1": KeyKind.P256, "secp384r1": KeyKind.P384, "secp521
 
 
 class Token:
-    """A PKCS#11 token by its label. Thread-safe; open it in the process that uses it (spawn, never fork).
+    """A PKCS#11 token by its label, or by more (`TokenName`).
+
+    Thread-safe; open it in the process that uses it (spawn, never fork).
 
     `read_pin` is called at each login and only then; what it returns is kept nowhere. `sessions` bounds the calls in
     the token at once. `wait_seconds` is how long a call waits for a free session, or for the others to leave before a
     recovery; a call that is inside the token cannot be cut short. A token that is gone is asked again after a pause
-    that doubles from 0.25 s to 4 s; meanwhile every call fails at once.
+    that doubles from 0.25 s to 2 s; meanwhile every call fails at once.
     """
 
     def __init__(
         self,
         settings: ModuleSettings,
-        label: str,
+        label: str | TokenName,
         read_pin: Callable[[], str],
         *,
         sessions: int = 8,
         wait_seconds: float = 5.0,
         serial: str | None = None,
     ) -> None:
-        self.label = label
+        name = label if isinstance(label, TokenName) else TokenName(label, serial)
         self.settings = settings
-        self._sessions = Sessions(settings, label, read_pin, count=sessions, wait_seconds=wait_seconds, serial=serial)
+        self._sessions = Sessions(settings, name, read_pin, count=sessions, wait_seconds=wait_seconds)
+        self.label = self._sessions.label
 
     def open(self) -> None:
         """Load the module if needed and log in. Opening twice is opening once.

@@ -31,7 +31,13 @@ _PATH_ATTRIBUTES = {
     "object": ("object", 255),
     "id": ("id", 255),
 }
-_QUERY_ATTRIBUTES = {"module-path": ("module_path", 1024), "pin-source": ("pin_source", 1024)}
+_QUERY_ATTRIBUTES = {
+    "module-path": ("module_path", 1024),
+    "module-name": ("module_name", 64),
+    "pin-source": ("pin_source", 1024),
+}
+# RFC 7512, section 2.4 leaves to the consumer what pin-source is; its value "|command" is just none of these.
+_PIN_SOURCE = re.compile(r"(file:)?/.+|env:[A-Za-z_][A-Za-z0-9_]*|credential:[A-Za-z0-9._-]+|prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +51,25 @@ class Pkcs11Uri:
     object: str | None = None
     id: bytes | None = None
     module_path: str | None = None
+    module_name: str | None = None
+    """Which of the modules that the configuration describes."""
     pin_source: str | None = None
+    """`file:/PATH` or `/PATH`, `credential:NAME` (systemd's), `env:NAME`, `prompt`."""
 
     def __post_init__(self) -> None:
         for attribute, (name, size) in (_PATH_ATTRIBUTES | _QUERY_ATTRIBUTES).items():
             _check_value(attribute, getattr(self, name), size)
-        for attribute, path in (("module-path", self.module_path), ("pin-source", self._pin_path_text())):
-            if path is not None and not PurePosixPath(path).is_absolute():
-                raise UriRefused(f"{attribute} must be an absolute path")
+        if self.module_path is not None and not PurePosixPath(self.module_path).is_absolute():
+            raise UriRefused("module-path must be an absolute path")
+        if self.module_path is not None and self.module_name is not None:
+            raise UriRefused("module-path and module-name are two answers to one question")
+        if self.pin_source is not None and _PIN_SOURCE.fullmatch(self.pin_source) is None:
+            raise UriRefused("pin-source must be an absolute path, credential:NAME, env:NAME or prompt")
 
     def pin_path(self) -> PurePosixPath | None:
-        """The file that `pin-source` names, if it is given."""
-        text = self._pin_path_text()
-        return None if text is None else PurePosixPath(text)
-
-    def _pin_path_text(self) -> str | None:
-        # RFC 7512, section 2.4: a value that starts with "|" is a command to run. Here it is just not an absolute path.
-        return None if self.pin_source is None else self.pin_source.removeprefix("file:")
+        """The file that `pin-source` names, if it names one."""
+        text = "" if self.pin_source is None else self.pin_source.removeprefix("file:")
+        return PurePosixPath(text) if text.startswith("/") else None
 
     def __str__(self) -> str:
         path = ";".join(self._attributes(_PATH_ATTRIBUTES, _PATH_CHARACTERS))

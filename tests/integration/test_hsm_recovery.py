@@ -198,7 +198,7 @@ def test_the_pause_doubles_up_to_its_limit(token):
     for _ in range(8):
         token._sessions._pause("gone")
         pauses.append(token._sessions._pause_seconds)
-    assert pauses == [0.25, 0.5, 1, 2, 4, 4, 4, 4]
+    assert pauses == [0.25, 0.5, 1, 2, 2, 2, 2, 2]
 
 
 def test_another_token_under_the_same_label_does_not_sign(box, token, tmp_path):
@@ -249,7 +249,7 @@ def test_the_loss_of_one_token_leaves_the_other_serving(box, token):
 
 
 def token_serial(token):
-    return token._sessions._serial.strip()
+    return token._sessions._name.serial.strip()
 
 
 # --- many threads ---------------------------------------------------------------------------------------------------
