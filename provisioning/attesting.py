@@ -95,15 +95,16 @@ def challenge_row(
 ) -> dict[str, Any]:
     """A fresh challenge, as it is stored: the one row that binds EK, AK, nonce and secret (check 8)."""
     now = int(service.clock().timestamp())
+    drawn = service.entropy(ID_BYTES + NONCE_BYTES + SECRET_BYTES)
     return {
-        "id": b64url(service.entropy(ID_BYTES)),
+        "id": b64url(drawn[:ID_BYTES]),
         "flow": flow,
         "device_id": device.id,
         "ek_id": device.ek_id,
         "ak_public": ak.public,
         "ak_name": ak.name,
-        "nonce": service.entropy(NONCE_BYTES),
-        "secret": service.entropy(SECRET_BYTES),
+        "nonce": drawn[ID_BYTES:-SECRET_BYTES],
+        "secret": drawn[-SECRET_BYTES:],
         "pcr_bank": selection.bank,
         "pcrs": json.dumps(selection.pcrs),
         "boot_log": policy.rules.boot_log,
@@ -253,10 +254,11 @@ def verify_same_identity(device: Record | None, taken: Taken, at: int) -> None:
         raise ApprovalRequired(expected=f"the AK {device.ak_name.hex()}", actual=f"the AK {taken.ak_name.hex()}")
 
 
-def stored_form(evidence: Evidence | PlatformEvidence, boot_log: bytes | None) -> bytes:
-    """Evidence as it is kept: its boot log is kept once, by its hash."""
-    digest = None if boot_log is None else hashlib.sha256(boot_log).digest()
-    return encode(replace(evidence, boot_log=None, boot_log_sha256=digest))
+def stored_form(evidence: Evidence | PlatformEvidence, received: bytes) -> bytes:
+    """Evidence as it is kept: the bytes that were received, but that a boot log is kept once, by its hash."""
+    if evidence.boot_log is None:
+        return received
+    return encode(replace(evidence, boot_log=None, boot_log_sha256=hashlib.sha256(evidence.boot_log).digest()))
 
 
 @dataclass(frozen=True, slots=True)

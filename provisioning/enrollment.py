@@ -96,7 +96,7 @@ async def complete_enrollment(
         where = Refused("enroll", source, taken.device.id, taken.device.serial, enrollment_id, own=True)
         boot_log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
         verified = verify_evidence(evidence, boot_log, activated, taken.policy, taken.previous, taken.release_values)
-        return await _issue(service, taken, verified, attesting.stored_form(evidence, boot_log), boot_log)
+        return await _issue(service, taken, verified, attesting.stored_form(evidence, received), boot_log)
     except Refusal as refusal:
         if refusal.problem not in attesting.TRANSIENT:
             await attesting.record_refusal(service, refusal, where)

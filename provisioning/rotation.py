@@ -195,7 +195,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
         now = service.clock()
         device = taken.device
         order = ldevid_order(service, device, verified.csr.spki, taken.challenge.enrollment_id)
-        kept = attesting.stored_form(evidence, log)
+        kept = attesting.stored_form(evidence, received)
         digest = hashlib.sha256(kept).digest()
         entry = leaf(service, "attestation", now, device=device.id, flow="rotate", evidence=digest)
 
@@ -268,7 +268,7 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     except Refusal as refusal:
         await _refuse(service, refusal, where, command)
         return
-    kept = attesting.stored_form(evidence, log)
+    kept = attesting.stored_form(evidence, received)
     digest = hashlib.sha256(kept).digest()
     entry = leaf(service, "attestation", now, device=message.device, flow="attest", evidence=digest)
 
