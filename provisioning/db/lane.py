@@ -52,6 +52,11 @@ class Lane:
         """How many jobs of the loop wait or are being done."""
         return self._unanswered
 
+    @property
+    def busy(self) -> bool:
+        """Is it at work for the loop?"""
+        return self._busy
+
     async def do(self, work: object) -> Any:  # noqa: ANN401  the caller knows what its work returns
         """The result, or the error raised. A caller that is cancelled leaves its job to be done. Raises: LaneFull."""
         loop = asyncio.get_running_loop()
@@ -124,3 +129,8 @@ class Lane:
                 job.future.set_result(job.result)
         if self._gathered:  # behind those who were just woken, so that what they ask for goes along
             loop.call_soon(loop.call_soon, self._hand_over)
+
+
+def free(lanes: Sequence[Lane]) -> Lane:
+    """The lane for one more job: the first that is not at work, so that the jobs of a turn go together."""
+    return next((lane for lane in lanes if not lane.busy), None) or min(lanes, key=lambda lane: lane.waiting)

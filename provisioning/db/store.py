@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from provisioning.db.lane import Job, Lane, LaneFull
+from provisioning.db.lane import Job, Lane, LaneFull, free
 from provisioning.db.prepared import driver_refusal
 from provisioning.refusals import StorageUnavailable
 
@@ -28,7 +28,7 @@ class Store:
 
     async def read(self, read: Read[T]) -> T:
         """The result of `read(connection)`. Raises: what `read` raises; StorageUnavailable."""
-        lane = min(self._lanes, key=lambda lane: lane.waiting)
+        lane = free(self._lanes)
         try:
             async with asyncio.timeout(READ_DEADLINE_SECONDS):
                 return cast("T", await lane.do(read))
