@@ -88,6 +88,12 @@ class Lifetimes:
     """How far notBefore lies in the past, for verifiers whose clock is behind."""
     crl_seconds: int = 7 * 86400
     crl_refresh_seconds: int = 86400
+    root_crl_days: int = 365
+    """A root's key is not there: its CRL is signed by hand (`muster crl sign`)."""
+    ocsp_seconds: int = 3600
+    """How long an OCSP answer is good. It is signed again after half of that, and at each change."""
+    ocsp_responder_days: int = 14
+    """The certificate of the OCSP responder: nobody asks whether it is revoked, so it is short."""
     attestation_seconds: int = 86400
 
 
@@ -104,6 +110,9 @@ class Limits:
     requests_per_second_per_address: int = 2000
     enrollments_per_second: int = 2000
     """Challenges that all senders together may ask one worker for."""
+    ocsp_signatures_per_second: int = 500
+    """OCSP answers that strangers may have signed for them (with a nonce, about unknown serials), in one worker."""
+    ocsp_signatures_per_second_per_address: int = 50
     in_flight_enrollments: int = 512
     challenge_seconds: int = 300
     est_certificates_per_day: int = 20

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 
 import structlog
@@ -18,8 +19,8 @@ from sqlalchemy import Connection
 
 from ota.files import replace_file
 from ota.repository import refresh_online
-from provisioning import journal, outbox, revoking, rotation
-from provisioning.db import commands, enrollments, leaves
+from provisioning import crls, journal, outbox, revoking, rotation
+from provisioning.db import commands, leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.refusals import Refusal
 from provisioning.service import Service
@@ -31,6 +32,7 @@ LEASE_SECONDS = 15
 LEASE_RENEWAL_SECONDS = 3.0
 LONGEST_PAUSE_SECONDS = 30.0
 OUTBOX_SECONDS = 0.2
+REVOKED_SECONDS = 0.2
 CRL_SECONDS = 0.5
 CHECKPOINT_SECONDS = 1.0
 EXPIRY_SECONDS = 60.0
@@ -39,9 +41,11 @@ TRUST_SECONDS = 600.0
 TRUST_LEFT = timedelta(days=6)
 """The online roles of the trust repository are signed again when less than this is left of their week."""
 TIMESTAMP_MOST = 64 * 1024
-BROKER_RELOADED_SECONDS = (0.4, 1.2)
-"""When sessions are ended after a CRL: the broker reads it within the first of them; a device that slipped in again
-before that meets the second. Together well within two seconds."""
+BROKER_RELOADED_SECONDS = (0.3, 0.6)
+"""When sessions are ended after a change: the broker reads rights and CRL within the first of them; a device that
+slipped in again before that meets the second. Together well within two seconds."""
+END_AGAIN_SECONDS = 1.0
+"""How often a device is thrown off that no CRL lists yet."""
 LEAVES_AT_ONCE = 4096
 HASH_OCTETS = 32
 LOG_KEY, TRUST_KEY = "log", "trust-online"
@@ -119,10 +123,11 @@ async def _carry_out(service: Service, holder: str, wire_for: Callable[[Receive]
 
 def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
     """The table."""
-    crl = CrlDuty(service, wire)
+    revoked = Revoked(service, wire)
     return (
         Duty("outbox", OUTBOX_SECONDS, lambda: pump(service, wire), wake),
-        Duty("crl", CRL_SECONDS, crl.run),
+        Duty("revoked", REVOKED_SECONDS, revoked.follow),
+        Duty("crl", CRL_SECONDS, revoked.sign, revoked.wake_crl),
         Duty("log", CHECKPOINT_SECONDS, lambda: sequence(service)),
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
         Duty("expiry", EXPIRY_SECONDS, lambda: outbox.expire(service)),
@@ -159,37 +164,83 @@ async def pump(service: Service, wire: Wire) -> None:
     await outbox.send_due(service, wire.publish)
 
 
-class CrlDuty:
-    """Revokes what is due, signs the CRL, publishes it, ends the sessions of whom it lists."""
+class Revoked:
+    """What follows a revocation: rights and live sessions end at once, then the CRL says it.
+
+    Two duties, because the first must not wait for the HSM. A device that no CRL of the broker lists yet has no rights
+    there (`denied`), and is thrown off again and again: without a CRL nothing else keeps it from connecting.
+    """
 
     def __init__(self, service: Service, wire: Wire) -> None:
         self._service = service
         self._wire = wire
-        self._published: int | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._seen: int | None = None
+        self._denied: set[str] = set()
+        self._published: dict[str, int] = {}
+        self._adopted = False
+        self._ending: dict[asyncio.Task[None], set[str]] = {}
+        self._end_again_at = 0.0
+        self.wake_crl = asyncio.Event()
 
-    async def run(self) -> None:
-        """One round."""
-        first = self._published is None
-        await revoking.end_grace(self._service)
-        signed = await revoking.sign_due_crl(self._service)
-        await self._publish()
-        thrown_off = set(() if signed is None else signed[1])
-        if first:  # a crash may have come between a CRL and the end of the sessions that it lists
-            thrown_off |= await self._service.store.read(lambda tx: still_live(tx, self._service.clock()))
-        if thrown_off:
-            # Beside the duty: the next revocation does not wait for these sessions to end.
-            task = asyncio.create_task(self._end_sessions(sorted(thrown_off)))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+    async def follow(self) -> None:
+        """One round of what the HSM has no part in."""
+        service = self._service
+        await revoking.end_grace(service)
+        changes, unlisted, leaving, newest = await service.store.read(self._changes)
+        denied = {change.device_id for change in unlisted if change.device_id is not None}
+        leaving |= self._denied - denied  # the CRL lists them now; they may have come in again before
+        if denied != self._denied or self._seen is None:
+            text = "".join(f"{device}\n" for device in sorted(denied)).encode()
+            await asyncio.to_thread(replace_file, service.directory.denied, text, mode=0o600)
+            self._denied = denied
+        if denied and monotonic() >= self._end_again_at:
+            leaving |= denied
+        self._seen = newest
+        self._throw_off(leaving)
+        if changes:
+            self.wake_crl.set()
 
-    async def _publish(self) -> None:
-        # Out of the database, so that a crash between the signature and the file costs nothing.
-        row = await self._service.store.read(lambda tx: enrollments.newest_crl(tx, revoking.ISSUER))
-        if row is not None and row.number != self._published:
-            await asyncio.to_thread(_replace, self._service.directory.ca / "issuing.crl", row.der)
-            self._published = row.number
-            _log.info("crl.published", number=row.number)
+    async def sign(self) -> None:
+        """One round of CRLs: of each authority whose key is here one that is new enough, and all of them as files."""
+        service, failed = self._service, None
+        if not self._adopted:
+            await crls.adopt_published(service)
+            self._adopted = True
+        online = crls.signed_online(service)
+        for authority in service.authorities.all:
+            if authority in online:
+                try:
+                    await crls.sign_due(service, authority, patient=True)
+                except Refusal as refusal:  # the others' keys may be there
+                    failed = failed or refusal
+            if (covers := await crls.publish(service, authority)) is not None:
+                self._published[authority.name] = covers
+        if failed is not None:
+            raise failed
+
+    def _changes(self, tx: Connection) -> tuple[list[Record], list[Record], set[str], int]:
+        """New changes; orders that the published CRLs do not show; devices whose session ends; the newest change."""
+        newest = revocations.newest(tx)
+        changes: list[Record] = []
+        if self._seen is None:  # a crash may have come between a change and the end of its session
+            leaving = revocations.still_live(tx)
+        else:
+            changes = [] if newest == self._seen else revocations.since(tx, self._seen)
+            leaving = revoking.to_throw_off(tx, changes)
+        unlisted = []
+        for authority in crls.signed_online(self._service):
+            head = revocations.crl_head(tx, authority.name)
+            covers = self._published.get(authority.name, 0 if head is None else head.covers)
+            unlisted += revocations.unlisted(tx, authority.name, covers)
+        return changes, revoking.still_revoked(tx, unlisted), leaving, newest
+
+    def _throw_off(self, devices: set[str]) -> None:
+        # Beside the duty: the next revocation does not wait for these sessions to end.
+        if devices := devices - set().union(*self._ending.values()):
+            self._end_again_at = monotonic() + END_AGAIN_SECONDS
+            task = asyncio.create_task(self._end_sessions(sorted(devices)))
+            self._ending[task] = devices
+            task.add_done_callback(self._ending.pop)
 
     async def _end_sessions(self, devices: Sequence[str]) -> None:
         for pause in BROKER_RELOADED_SECONDS:
@@ -200,23 +251,6 @@ class CrlDuty:
                 except OSError as error:  # without a broker there are no sessions; TimeoutError is one of these
                     _log.warning("mqtt.session_not_ended", device=device, why=str(error))
         _log.info("mqtt.sessions_ended", devices=len(devices))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    if not path.is_file() or path.read_bytes() != content:
-        replace_file(path, content)
-
-
-def still_live(tx: Connection, now: datetime) -> set[str]:
-    """Devices whose last session was opened with a certificate that is revoked."""
-    found = set()
-    for row in enrollments.revoked(tx, revoking.ISSUER, int(now.timestamp())):
-        certificate = enrollments.certificate_by_serial(tx, row.serial)
-        device = None if certificate is None else certificate.device_id
-        session = None if device is None else commands.session_of(tx, device)
-        if session is not None and session.certificate_serial == row.serial:
-            found.add(session.device_id)
-    return found
 
 
 async def sequence(service: Service) -> None:

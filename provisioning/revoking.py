@@ -1,30 +1,32 @@
-"""Revocation: a certificate or a device ends, the CRL says so, the broker hears of it."""
+"""Revocation: a certificate or a device ends, for good or until it is released.
 
-from datetime import UTC, datetime, timedelta
+What follows it (CRL, OCSP, the broker, live sessions) reads the change from the database: none of it is done here, and
+nothing here needs the HSM.
+"""
+
+from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from provisioning.db import commands, devices, enrollments, leaves
+from provisioning.db import devices, enrollments, leaves, revocations
 from provisioning.db.devices import Record
-from provisioning.issuance.revocation import REASONS, Revoked, build_crl, check_crl
-from provisioning.issuance.tbs import assemble
-from provisioning.issuing import verify_signature
+from provisioning.db.revocations import HOLD
+from provisioning.issuance.revocation import REASONS
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, RequestMalformed, StateConflict
+from provisioning.refusals import NotFound, NotOnHold, RequestMalformed, StateConflict
 from provisioning.service import Service
 
-ISSUER = "issuing"
-FINAL = tuple(sorted(set(REASONS) - {"certificate-hold"}))
-"""The reasons an operator may give. A hold can be released, which is another flow."""
+BY_OWNER = frozenset({"root-ca", "issuing-ca"})
+"""Profiles of certificates that are revoked where the root's key is (`muster crl sign`)."""
 
 
 async def revoke_device(service: Service, name: str, reason: str, *, by: str) -> Record:
-    """End a device: all its certificates are revoked, no challenge is opened for it again. Final.
+    """End a device: all its certificates are revoked, no challenge is opened for it again.
 
+    Final, but for `certificate-hold`: what is on hold can be released, or revoked for good.
     Raises: NotFound, RequestMalformed, StateConflict.
     """
-    if reason not in FINAL:
-        raise RequestMalformed(expected=", ".join(FINAL), actual=reason)
+    _verify_reason(reason)
     now = service.clock()
     at = int(now.timestamp())
     entry = leaf(service, "revocation", now, device=name, reason=reason, by=by)
@@ -33,15 +35,91 @@ async def revoke_device(service: Service, name: str, reason: str, *, by: str) ->
         device = devices.by_name(tx, name)
         if device is None:
             raise NotFound(expected="a device's id or serial", actual=name)
-        if device.state == "revoked":
-            raise StateConflict(expected="a device in service", actual="revoked")
-        devices.change(tx, device.id, state="revoked", health="quarantined")
+        if device.state == "revoked" and (device.held_from is None or reason == HOLD):
+            raise StateConflict(expected="a device in service", actual=state_of(device))
+        if reason == HOLD:
+            devices.change(tx, device.id, state="revoked", held_from=device.state)
+        else:
+            devices.change(tx, device.id, state="revoked", held_from=None, health="quarantined")
         for certificate in enrollments.certificates_of(tx, device.id):
-            enrollments.revoke(tx, certificate.serial, at=at, reason=reason)
+            revocations.revoke(tx, certificate.serial, at=at, reason=reason)
         leaves.add(tx, entry)
         return device
 
     return await service.ledger.write(write)
+
+
+async def release_device(service: Service, name: str, *, by: str) -> Record:
+    """Bring a device back that is on hold, with every certificate of it that is. Raises: NotFound, NotOnHold."""
+    now = service.clock()
+    at = int(now.timestamp())
+    entry = leaf(service, "release", now, device=name, by=by)
+
+    def write(tx: Connection) -> Record:
+        device = devices.by_name(tx, name)
+        if device is None:
+            raise NotFound(expected="a device's id or serial", actual=name)
+        if device.state != "revoked" or device.held_from is None:
+            raise NotOnHold(expected="a device on hold", actual=f"state {device.state}")
+        devices.change(tx, device.id, state=device.held_from, held_from=None)
+        for certificate in enrollments.certificates_of(tx, device.id):
+            revocations.release(tx, certificate.serial, at=at)
+        leaves.add(tx, entry)
+        return device
+
+    return await service.ledger.write(write)
+
+
+async def revoke_certificate(service: Service, serial: str, reason: str, *, by: str) -> Record:
+    """End one certificate; its device stays in service. Raises: NotFound, RequestMalformed, StateConflict."""
+    _verify_reason(reason)
+    now = service.clock()
+    serial = serial.lower()
+    entry = leaf(service, "revocation", now, serial=serial, reason=reason, by=by)
+
+    def write(tx: Connection) -> Record:
+        row = _certificate(tx, serial)
+        if row.profile in BY_OWNER:
+            raise StateConflict(expected="a certificate of an issuing CA", actual=f"a {row.profile}: muster crl sign")
+        if not revocations.revoke(tx, serial, at=int(now.timestamp()), reason=reason):
+            raise StateConflict(expected="a certificate in force", actual=f"revoked: {row.reason}")
+        leaves.add(tx, entry)
+        return row
+
+    return await service.ledger.write(write)
+
+
+async def release_certificate(service: Service, serial: str, *, by: str) -> Record:
+    """End the hold of one certificate, whose device is in service. Raises: NotFound, NotOnHold, StateConflict."""
+    now = service.clock()
+    serial = serial.lower()
+    entry = leaf(service, "release", now, serial=serial, by=by)
+
+    def write(tx: Connection) -> Record:
+        row = _certificate(tx, serial)
+        device = None if row.device_id is None else devices.by_id(tx, row.device_id)
+        if device is not None and device.state == "revoked":
+            raise StateConflict(expected="a device in service", actual=f"device {device.id}: {state_of(device)}")
+        if not revocations.release(tx, serial, at=int(now.timestamp())):
+            raise NotOnHold(expected="a certificate on hold", actual=row.reason or f"state {row.state}")
+        leaves.add(tx, entry)
+        return row
+
+    return await service.ledger.write(write)
+
+
+def revoke_authority(tx: Connection, serial: str, reason: str, *, at: int) -> Record:
+    """In the transaction that records the root's next CRL: a CA certificate ends, for good.
+
+    Raises: NotFound, RequestMalformed, StateConflict.
+    """
+    _verify_reason(reason)
+    row = _certificate(tx, serial)
+    if row.profile != "issuing-ca" or reason == HOLD:
+        raise StateConflict(expected="a CA's certificate, for good", actual=f"{row.profile}, {reason}")
+    if not revocations.revoke(tx, serial, at=at, reason=reason):
+        raise StateConflict(expected="a certificate in force", actual=f"revoked: {row.reason}")
+    return row
 
 
 async def end_grace(service: Service) -> None:
@@ -55,54 +133,46 @@ async def end_grace(service: Service) -> None:
 
     def write(tx: Connection) -> None:
         for row, entry in zip(due, entries, strict=True):
-            if enrollments.revoke(tx, row.serial, at=at, reason="superseded"):
+            if revocations.revoke(tx, row.serial, at=at, reason="superseded", kind=revocations.GRACE):
                 leaves.add(tx, entry)
 
     await service.ledger.write(write)
 
 
-async def sign_due_crl(service: Service) -> tuple[bytes, tuple[str, ...]] | None:
-    """A new CRL, if one is due: (DER, the devices whose live session holds a certificate that it lists first).
+def state_of(device: Record) -> str:
+    """A device's state as a person reads it."""
+    return "on hold" if device.state == "revoked" and device.held_from is not None else str(device.state)
 
-    The number rises in the same transaction that notes which certificates it lists. Raises: SigningUnavailable.
+
+def to_throw_off(tx: Connection, changes: Sequence[Record]) -> set[str]:
+    """The devices whose live session may hold a certificate that these changes revoked, or that ended themselves.
+
+    Without a hello nobody knows which certificate it holds: it counts.
     """
-    now = service.clock().astimezone(UTC).replace(microsecond=0)
-    at = int(now.timestamp())
-    last, unlisted = await service.store.read(
-        lambda tx: (enrollments.newest_crl(tx, ISSUER), enrollments.unlisted(tx, ISSUER))
-    )
-    fresh_until = 0 if last is None else last.this_update + service.config.lifetimes.crl_refresh_seconds
-    if not unlisted and at < fresh_until:
-        return None
-    # What expired since the last CRL stands in this one still (RFC 5280 section 3.3).
-    since = at if last is None else min(at, last.this_update)
-    rows = await service.store.read(lambda tx: enrollments.revoked(tx, ISSUER, since))
-    number = 1 if last is None else last.number + 1
-    authority = service.authorities.named(ISSUER)
-    issuer = authority.issuer
-    next_update = now + timedelta(seconds=service.config.lifetimes.crl_seconds)
-    entries = [_entry(row) for row in rows]
-    tbs = build_crl(entries, issuer, number=number, this_update=now, next_update=next_update)
-    check_crl(tbs, entries, issuer)
-    signature = await service.keys.sign(authority.key, tbs.der)
-    verify_signature(authority.public_key, tbs.der, signature)
-    crl = assemble(tbs.der, signature)
-    listed = {row.serial for row in rows}
-
-    def write(tx: Connection) -> tuple[str, ...]:
-        times = {"this_update": at, "next_update": int(next_update.timestamp())}
-        enrollments.add_crl(tx, {"authority": ISSUER, "number": number, "der": crl, **times})
-        enrollments.list_in_crl(tx, [row.serial for row in unlisted], number)
-        return tuple(row.device_id for row in unlisted if row.device_id and _is_live(tx, row, listed))
-
-    return crl, await service.ledger.write(write)
+    found = set()
+    for change in changes:
+        if change.reason is None or change.device_id is None or change.device_id in found:
+            continue
+        device = devices.by_id(tx, change.device_id)
+        session = revocations.session_certificate(tx, change.device_id)
+        if session is None or session.state == "revoked" or (device is not None and device.state == "revoked"):
+            found.add(change.device_id)
+    return found
 
 
-def _entry(row: Record) -> Revoked:
-    return Revoked(int(row.serial, 16), datetime.fromtimestamp(row.revoked_at, UTC), REASONS[row.reason])
+def still_revoked(tx: Connection, changes: Sequence[Record]) -> list[Record]:
+    """Those of these changes that somebody ordered and nobody took back."""
+    ordered = [change for change in changes if change.reason is not None and change.kind != revocations.GRACE]
+    return [change for change in ordered if revocations.is_revoked(tx, change.serial)]
 
 
-def _is_live(tx: Connection, row: Record, listed: set[str]) -> bool:
-    """May a session of this device still hold a revoked certificate? Without a hello nobody knows: yes."""
-    session = commands.session_of(tx, row.device_id)
-    return session is None or session.certificate_serial in listed
+def _certificate(tx: Connection, serial: str) -> Record:
+    row = enrollments.certificate_by_serial(tx, serial)
+    if row is None:
+        raise NotFound(expected="a certificate's serial in hex", actual=serial)
+    return row
+
+
+def _verify_reason(reason: str) -> None:
+    if reason not in REASONS:
+        raise RequestMalformed(expected=", ".join(sorted(REASONS)), actual=reason)

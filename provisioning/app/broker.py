@@ -21,7 +21,7 @@ from provisioning.app.tls import CIPHERS_1_2
 from provisioning.config import Config, ConfigurationRefused, DataDirectory
 from provisioning.messaging import SERVICE_USER
 from wire.envelope import MAX_ENVELOPE
-from wire.topics import ROOT
+from wire.topics import ROOT, is_device_id
 
 SOCKET = "broker.sock"
 PACKET_MOST = MAX_ENVELOPE + 1024
@@ -112,9 +112,15 @@ def broker_socket(directory: DataDirectory) -> Path:
     return broker_directory(directory) / SOCKET
 
 
-def crl_file(directory: DataDirectory) -> Path:
-    """The CRL as it was signed last (DER). Who replaces it has the broker refuse what it lists."""
-    return directory.ca / "issuing.crl"
+def crl_files(directory: DataDirectory) -> list[Path]:
+    """The CRLs as they were signed last (DER). Who replaces one has the broker refuse what it lists."""
+    return sorted(directory.ca.glob("*.crl"))
+
+
+def device_rights(denied: str) -> str:
+    """The access list for devices. Who is revoked and in no CRL yet may connect, and do nothing."""
+    names = [name for name in denied.splitlines() if is_device_id(name)]
+    return DEVICE_ACL + "".join(f"\nuser {name}\ntopic deny #\n" for name in names)
 
 
 def crl_pem(der: bytes) -> bytes:
@@ -147,7 +153,7 @@ class Broker:
             pwd.getpwuid(os.geteuid()).pw_name,
         )
         self._child: subprocess.Popen[bytes] | None = None
-        self._seen: tuple[int, ...] | None = None
+        self._seen: tuple[int | str, ...] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it; not ready yet: `wait_ready`. Raises: ConfigurationRefused, OSError."""
@@ -177,11 +183,11 @@ class Broker:
         raise ConfigurationRefused(msg)
 
     def reload_if_changed(self) -> bool:
-        """Have it read CRL and certificate again where one is another. Sessions that are open stay open."""
+        """Have it read CRLs, rights and certificate again where one is another. Sessions that are open stay open."""
         state = self._state()
         if self._child is None or state == self._seen:
             return False
-        self._write_crl()
+        self._write_revoked()
         self._seen = state
         self._child.send_signal(SIGHUP)
         return True
@@ -196,12 +202,17 @@ class Broker:
         if self._child is not None:
             kill_child(self._child)
 
-    def _state(self) -> tuple[int, ...]:
-        files = (crl_file(self._directory), self._plan.certificate)  # the key is replaced before its certificate
-        return tuple(number for status in map(Path.stat, files) for number in (status.st_ino, status.st_mtime_ns))
+    def _state(self) -> tuple[int | str, ...]:
+        # The key is replaced before its certificate.
+        files = (*crl_files(self._directory), self._directory.denied, self._plan.certificate)
+        return tuple(number for path in files for number in _identity(path))
 
-    def _write_crl(self) -> None:
-        replace(self._plan.directory / "crl.pem", crl_pem(crl_file(self._directory).read_bytes()))
+    def _write_revoked(self) -> None:
+        lists = b"".join(crl_pem(path.read_bytes()) for path in crl_files(self._directory))
+        replace(self._plan.directory / "crl.pem", lists)
+        denied = self._directory.denied
+        rights = device_rights(denied.read_text("ascii", "replace") if denied.is_file() else "")
+        replace(self._plan.directory / "device.acl", rights.encode())
 
     def _write_files(self) -> None:
         own = self._plan.directory
@@ -214,11 +225,18 @@ class Broker:
                 raise ConfigurationRefused(msg)
         replace(own / "authorities.pem", (ca / "issuing.pem").read_bytes() + (ca / "root.pem").read_bytes())
         state = self._state()
-        self._write_crl()
-        replace(own / "device.acl", DEVICE_ACL.encode())
+        self._write_revoked()
         replace(own / "service.acl", SERVICE_ACL.encode())
         replace(own / "mosquitto.conf", configuration(self._plan).encode())
         self._seen = state
+
+
+def _identity(path: Path) -> tuple[int | str, ...]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return (path.name, 0, 0)
+    return (path.name, status.st_ino, status.st_mtime_ns)
 
 
 def _answers(host: str, port: int) -> bool:

@@ -2,14 +2,14 @@
 
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, or_, select, update
 
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
-from provisioning.db.tables import Attestation, BootLog, Certificate, Crl, Enrollment, RefusalRow, table_of
+from provisioning.db.tables import Attestation, BootLog, Certificate, Enrollment, RefusalRow, table_of
 
 enrollment, certificate, attestation = table_of(Enrollment), table_of(Certificate), table_of(Attestation)
-boot_log, refusal, crl = table_of(BootLog), table_of(RefusalRow), table_of(Crl)
+boot_log, refusal = table_of(BootLog), table_of(RefusalRow)
 
 _INSERT_ENROLLMENT = prepared_insert(enrollment)
 _ENROLLMENT = PreparedSelect(select(enrollment).where(enrollment.c.id == bindparam("id")))
@@ -51,7 +51,11 @@ _BY_SERIAL = select(certificate).where(certificate.c.serial == bindparam("serial
 _SIGN = Prepared(
     update(certificate)
     .where(certificate.c.serial == bindparam("one"), certificate.c.signature.is_(None))
-    .values(signature=bindparam("sig"), state="issued")
+    .values(
+        signature=bindparam("sig"),
+        # What was revoked before its signature came stays revoked.
+        state=case((certificate.c.state == "reserved", "issued"), else_=certificate.c.state),
+    )
 )
 
 
@@ -139,49 +143,10 @@ def supersede(tx: Connection, device_id: str, *, but: str, revoke_at: int) -> No
     _SUPERSEDE(tx, {"device": device_id, "but": but, "end": revoke_at})
 
 
-def revoke(tx: Connection, serial: str, *, at: int, reason: str) -> bool:
-    """Revoke one certificate that is not revoked yet; revocation is final."""
-    mine = (certificate.c.serial == serial, certificate.c.state != "revoked")
-    done = tx.execute(update(certificate).where(*mine).values(state="revoked", revoked_at=at, reason=reason))
-    return done.rowcount == 1
-
-
 def due_for_revocation(tx: Connection, now: int) -> list[Record]:
     """Superseded certificates whose grace period is over."""
     due = select(certificate).where(certificate.c.state == "superseded", certificate.c.revoke_at <= now)
     return list(tx.execute(due))
-
-
-def revoked(tx: Connection, authority: str, now: int) -> list[Record]:
-    """What stands in the CRL of that authority: revoked, and not expired by then."""
-    listed = (certificate.c.issuer == authority, certificate.c.state == "revoked", certificate.c.not_after > now)
-    columns = (certificate.c.serial, certificate.c.revoked_at, certificate.c.reason)
-    return list(tx.execute(select(*columns).where(*listed).order_by(certificate.c.serial)))
-
-
-def unlisted(tx: Connection, authority: str) -> list[Record]:
-    """Revoked certificates of that authority that no CRL lists yet."""
-    revoked_ones = (certificate.c.state == "revoked", certificate.c.crl_number.is_(None))
-    waiting = (certificate.c.issuer == authority, *revoked_ones)
-    return list(tx.execute(select(certificate.c.serial, certificate.c.device_id).where(*waiting)))
-
-
-def list_in_crl(tx: Connection, serials: list[str], number: int) -> None:
-    """Note the CRL that lists these certificates first."""
-    for serial in serials:
-        tx.execute(update(certificate).where(certificate.c.serial == serial).values(crl_number=number))
-
-
-def newest_crl(tx: Connection, authority: str) -> Record | None:
-    """The CRL of that authority with the highest number."""
-    its = select(crl).where(crl.c.authority == authority)
-    return tx.execute(its.order_by(crl.c.number.desc()).limit(1)).first()
-
-
-def add_crl(tx: Connection, row: dict[str, Any]) -> None:
-    """Insert a CRL and drop its predecessors but one."""
-    tx.execute(insert(crl), row)
-    tx.execute(delete(crl).where(crl.c.authority == row["authority"], crl.c.number < row["number"] - 1))
 
 
 def add_attestation(tx: Connection, row: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, select
 
 from provisioning.db.devices import Record, device
-from provisioning.db.enrollments import attestation, boot_log, certificate, crl
+from provisioning.db.enrollments import attestation, boot_log, certificate
 from provisioning.db.leaves import checkpoint, leaf
+from provisioning.db.revocations import crl
 from provisioning.refusals import StorageUnavailable
 
 AT_ONCE = 1000

@@ -24,6 +24,17 @@ crl, revocation = table_of(Crl), table_of(Revocation)
 
 _INSERT = prepared_insert(revocation)
 _SINCE = PreparedSelect(select(revocation).where(revocation.c.id > bindparam("seen")).order_by(revocation.c.id))
+_UNLISTED = PreparedSelect(
+    select(revocation)
+    .where(revocation.c.issuer == bindparam("issuer"), revocation.c.id > bindparam("seen"))
+    .order_by(revocation.c.id)
+)
+_HEAD = PreparedSelect(
+    select(*(crl.c[name] for name in ("number", "this_update", "next_update", "covers")))
+    .where(crl.c.authority == bindparam("authority"))
+    .order_by(crl.c.number.desc())
+    .limit(1)
+)
 _NEWEST = PreparedSelect(select(func.max(revocation.c.id).label("id")))
 _STANDING = PreparedSelect(
     select(*(certificate.c[name] for name in ("issuer", "state", "revoked_at", "reason", "signature"))).where(
@@ -110,12 +121,35 @@ def standing(tx: Connection, issuer: str, serial: str) -> Record | None:
     return next(iter(_strangers(tx, issuer, serial)), None)
 
 
+def is_revoked(tx: Connection, serial: str) -> bool:
+    """Is that certificate revoked, or on hold?"""
+    found = _STANDING.first(tx, {"serial": serial})
+    return found is not None and found.state == "revoked"
+
+
+def session_certificate(tx: Connection, device_id: str) -> Record | None:
+    """The last session of a device, as the `state` of the certificate that opened it; None: it said no hello."""
+    opened = session.outerjoin(certificate, certificate.c.serial == session.c.certificate_serial)
+    mine = select(certificate.c.state).select_from(opened).where(session.c.device_id == device_id)
+    return tx.execute(mine).first()
+
+
 def still_live(tx: Connection) -> set[str]:
     """Devices whose session was opened with a certificate that is revoked, or that are themselves."""
     opened = session.join(certificate, certificate.c.serial == session.c.certificate_serial)
     theirs = opened.join(device, device.c.id == session.c.device_id)
     gone = or_(certificate.c.state == "revoked", device.c.state == "revoked")
     return set(tx.execute(select(session.c.device_id).select_from(theirs).where(gone)).scalars())
+
+
+def unlisted(tx: Connection, issuer: str, covers: int) -> list[Record]:
+    """What changed for that authority behind what a CRL covers, oldest first."""
+    return cast("list[Record]", _UNLISTED.all(tx, {"issuer": issuer, "seen": covers}))
+
+
+def crl_head(tx: Connection, authority: str) -> Record | None:
+    """The newest CRL of that authority without its bytes: `number`, `this_update`, `next_update`, `covers`."""
+    return cast("Record | None", _HEAD.first(tx, {"authority": authority}))
 
 
 def newest_crl(tx: Connection, authority: str) -> Record | None:
@@ -129,7 +163,7 @@ def add_crl(tx: Connection, row: dict[str, Any], first_listed: Sequence[str]) ->
 
     False, and nothing is written, where another process signed one of that number or a higher one.
     """
-    last = newest_crl(tx, row["authority"])
+    last = crl_head(tx, row["authority"])
     if last is not None and last.number >= row["number"]:
         return False
     tx.execute(insert(crl), row)

@@ -116,6 +116,39 @@ def check_crl(tbs: CrlToBeSigned, entries: Iterable[Revoked], issuer: Issuer) ->
         raise ToBeSignedRefused(expected="a CRL of this issuer", actual=f"differs in: {names}", findings=wrong)
 
 
+@dataclass(frozen=True, slots=True)
+class ParsedCrl:
+    """A CRL that was parsed and is not verified."""
+
+    number: int
+    parsed: x509.CertificateRevocationList
+
+    def entries(self) -> list[Revoked]:
+        """What it lists. Raises: ValueError, where an entry says something that none of ours does."""
+        try:
+            found = [(entry.serial_number, entry.revocation_date_utc, _reason(entry)) for entry in self.parsed]
+        except UNPARSED as error:
+            raise ValueError("a CRL whose entries cannot be read") from error
+        return [Revoked(serial, at, reason) for serial, at, reason in map(_whole, found)]
+
+
+def parse_crl(data: bytes) -> ParsedCrl:
+    """A CRL with a number, out of its DER. Raises: ValueError."""
+    try:
+        parsed = x509.load_der_x509_crl(data)
+        number = parsed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except (*UNPARSED, x509.ExtensionNotFound) as error:
+        raise ValueError("no CRL with a number") from error
+    return ParsedCrl(number, parsed)
+
+
+def _whole(found: tuple[int, datetime, Reason | None]) -> tuple[int, datetime, Reason]:
+    serial, at, reason = found
+    if reason is None:
+        raise ValueError("an entry with an extension that is not known here")
+    return serial, at, reason
+
+
 def _entry(entry: Revoked) -> bytes:
     at = der.time(entry.at.astimezone(UTC))
     if entry.reason is Reason.UNSPECIFIED:  # should be absent instead (section 5.3.1)

@@ -12,8 +12,8 @@ from provisioning.app.broker import Broker, broker_socket
 from provisioning.app.installation import renew_service_certificate
 from provisioning.config import ConfigurationRefused, load_config
 from provisioning.messaging import SERVICE_USER, end_session
-from provisioning.revoking import sign_due_crl
 from tests.support import fleet
+from tests.support.crls import publish_crl
 from tests.support.mqtt import Peer, eventually, peer, running_broker
 from tests.support.service import free_ports, make_installation, running_service
 from wire.envelope import MAX_ENVELOPE
@@ -234,8 +234,7 @@ def test_what_the_crl_lists_comes_in_no_more_and_the_others_do(broker, directory
 
 def _revoke(service, broker, directory, member):
     asyncio.run(fleet.set_state(service, member, "revoked"))
-    signed = asyncio.run(sign_due_crl(service))
-    (directory.ca / "issuing.crl").write_bytes(signed[0])
+    asyncio.run(publish_crl(service))
     assert broker.reload_if_changed()
     assert not broker.reload_if_changed()
 
@@ -276,8 +275,7 @@ def test_a_broker_that_dies_is_started_again_with_the_newest_crl(directory, serv
         assert _connects(identity, directory, port)
         broker.kill()
         asyncio.run(fleet.set_state(service, identity, "revoked"))
-        signed = asyncio.run(sign_due_crl(service))
-        (directory.ca / "issuing.crl").write_bytes(signed[0])
+        asyncio.run(publish_crl(service))
         broker.start()
         broker.wait_ready()
         assert not _connects(identity, directory, port)

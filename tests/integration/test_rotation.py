@@ -15,10 +15,10 @@ from tpm2_pytss.cryptography import tpm_ecc_private_key
 
 from lab.ekca import create_ek_ca
 from lab.swtpm import fresh_tpm
-from provisioning import enrollment, inventory, outbox, revoking, rotation
+from provisioning import crls, enrollment, inventory, outbox, revoking, rotation
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
-from provisioning.db import commands, devices, enrollments, leaves
+from provisioning.db import commands, devices, enrollments, leaves, revocations
 from provisioning.refusals import (
     ChallengeExpired,
     MessageNotAuthentic,
@@ -225,10 +225,14 @@ async def test_a_rotation_ends_with_the_new_key_and_the_old_certificate_revoked_
     clock.now += timedelta(seconds=61)
     await revoking.end_grace(agent.service)
     assert await states(agent) == ["revoked", "issued"]
-    crl, live = await revoking.sign_due_crl(agent.service)
+    crl = await crls.sign_due(agent.service, agent.service.authorities.active)
     rows = await agent.service.store.read(lambda tx: enrollments.certificates_of(tx, agent.id))
     assert x509.load_der_x509_crl(crl).get_revoked_certificate_by_serial_number(int(rows[0].serial, 16)) is not None
-    assert live == (agent.id,)
+    assert await to_throw_off(agent) == {agent.id}
+
+
+async def to_throw_off(agent):
+    return await agent.service.store.read(lambda tx: revoking.to_throw_off(tx, revocations.since(tx, 0)))
 
 
 async def test_a_new_hello_keeps_the_session_of_the_new_certificate_alive(agent, clock):
@@ -239,8 +243,7 @@ async def test_a_new_hello_keeps_the_session_of_the_new_certificate_alive(agent,
     await agent.up(Installed(**agent.head(), in_reply_to=command.message_id, certificate_serial=serial(rotated)))
     clock.now += timedelta(seconds=61)
     await revoking.end_grace(agent.service)
-    _, live = await revoking.sign_due_crl(agent.service)
-    assert live == ()
+    assert await to_throw_off(agent) == set()
 
 
 async def test_the_same_evidence_again_gets_the_same_certificate(agent, clock):
@@ -650,7 +653,7 @@ async def test_a_revoked_certificate_stands_in_one_crl_after_its_end(agent, cloc
     await revoking.revoke_device(agent.service, agent.id, "key-compromise", by="test")
     listed = []
     for _ in range(3):
-        crl, _ = await revoking.sign_due_crl(agent.service)
+        crl = await crls.sign_due(agent.service, agent.service.authorities.active)
         found = x509.load_der_x509_crl(crl).get_revoked_certificate_by_serial_number(int(row.serial, 16))
         listed.append(found is not None)
         clock.now += timedelta(days=31)

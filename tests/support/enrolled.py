@@ -10,7 +10,8 @@ from provisioning.cli.registration import read_registrations
 from provisioning.config import DataDirectory
 from provisioning.duties import sequence
 from provisioning.factory import StationIdentity, add_station, register
-from provisioning.revoking import revoke_device, sign_due_crl
+from provisioning.revoking import revoke_device
+from tests.support.crls import publish_crl
 from tests.support.service import csr, make_installation, running_service
 from wire.messages import RegistrationRequest
 
@@ -39,9 +40,7 @@ async def _live(directory: DataDirectory, root: Path) -> None:
             )
             await sequence(service)  # a tree head after each: several roots
         await revoke_device(service, rows[-1].serial, "key-compromise", by="test")
-        signed = await sign_due_crl(service)
-        assert signed is not None
-        (directory.ca / "issuing.crl").write_bytes(signed[0])
+        await publish_crl(service)
         await sequence(service)
 
 

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from provisioning import factory
-from provisioning.db import devices, enrollments
+from provisioning.db import devices, enrollments, revocations
 from provisioning.issuance.profile import Ldevid
 from provisioning.issuing import Order, issue
 from provisioning.service import Service
@@ -84,6 +84,6 @@ async def set_state(service: Service, member: Member, state: str) -> None:
     """Put a certificate into a state, as its life would."""
     at = int(service.clock().timestamp())
     if state == "revoked":
-        await service.ledger.write(lambda tx: enrollments.revoke(tx, member.serial, at=at, reason="unspecified"))
+        await service.ledger.write(lambda tx: revocations.revoke(tx, member.serial, at=at, reason="unspecified"))
     else:
         await service.ledger.write(lambda tx: enrollments.supersede(tx, member.name, but="", revoke_at=at + 3600))
