@@ -28,12 +28,13 @@ from ota.refusals import UpdateRefused
 from ota.source import NotFoundAtSource
 from ota.verify import Floor, verify_repository, verify_roots
 from provisioning.app.broker import broker_socket
+from provisioning.app.ceremony_plan import TRUST_ROLES as TRUST_TOKENS
 from provisioning.app.compose import clock
 from provisioning.app.doctor_ca import authorities_of, authority, crl, opened
 from provisioning.app.endpoints import Endpoints
 from provisioning.app.findings import FAIL, OK, SOON, WARN, Finding, Findings, expiry
-from provisioning.app.installation import TRUST_TOKENS
-from provisioning.app.keys import SERVICE_KEYS, open_token
+from provisioning.app.keys import SERVICE_KEYS
+from provisioning.app.places import open_token
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, load_config
 from provisioning.db.schema import verify_schema
 from wire.codec import MalformedMessage, decode, rfc3339

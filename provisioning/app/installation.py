@@ -5,14 +5,15 @@ an installation and goes away; keys that it may have made in tokens that were th
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from sqlalchemy import Connection
 
 from hsm.errors import HsmError
 from ota.files import replace_file
+from provisioning import crls
 from provisioning.access import Role as OperatorRole
 from provisioning.app.ceremony import Begun, Done, carry_out, go_on, make_request
 from provisioning.app.ceremony_plan import Answers, Ceremony, IssuingAnswers, RootAnswers, plan
@@ -28,23 +30,20 @@ from provisioning.app.ceremony_tokens import destroy_keys
 from provisioning.app.ceremony_transcript import digests
 from provisioning.app.compose import clock, compose, open_database
 from provisioning.app.credentials import hash_token, renew_service_certificate
-from provisioning.authorities import write_files
+from provisioning.authorities import ISSUING, ROOT, write_files
 from provisioning.config import (
     DEMO_MARKER,
     UP_MARKER,
     Config,
     ConfigurationRefused,
     DataDirectory,
-    Hsm,
-    Lifetimes,
     Listen,
     parse_config,
 )
-from provisioning.db import authorities, devices, enrollments, leaves
+from provisioning.db import authorities, devices, enrollments, leaves, revocations
 from provisioning.db.schema import migrate
 from provisioning.issuance.outside import OutsideAuthority
 from provisioning.journal import leaf
-from provisioning.revoking import sign_due_crl
 from provisioning.service import Service
 
 REQUEST_NAME = "issuing.csr"
@@ -119,6 +118,7 @@ def request(directory: DataDirectory, ceremony: Ceremony, begun: Begun) -> Path:
 
 def waiting(directory: DataDirectory) -> tuple[Ceremony, Waiting]:
     """The ceremony that waits here for an outside CA. Raises: ConfigurationRefused."""
+    _restore(directory)
     state = None if directory.config.exists() else read_waiting(directory.ceremony)
     if state is None:
         msg = f"{directory.root}: no ceremony waits here; begin one: muster hsm ceremony --outside-ca"
@@ -140,7 +140,7 @@ def complete(directory: DataDirectory, outside: OutsideAuthority, begun: Begun) 
         done = go_on(made, ceremony, commands, state.keys, outside, clock())
         _put_to_use(made, config, text, done)
         (made.ceremony / "waiting.json").unlink()
-        old = directory.root.with_name(f".{directory.root.name}.waiting")
+        old = _old(directory)
         directory.root.rename(old)
         made.root.rename(directory.root)
     shutil.rmtree(old)
@@ -246,7 +246,18 @@ def _move_labs(folder: Path, into: Path) -> None:
             found.rename(into / found.name)
 
 
+def _old(directory: DataDirectory) -> Path:
+    return directory.root.with_name(f".{directory.root.name}.waiting")
+
+
+def _restore(directory: DataDirectory) -> None:
+    """Put the ceremony that waits back in place, where `complete` was killed between its two last steps."""
+    if _old(directory).is_dir() and not directory.root.exists():
+        _old(directory).rename(directory.root)
+
+
 def _refuse_occupied(directory: DataDirectory) -> None:
+    _restore(directory)
     if directory.config.is_file():
         msg = f"{directory.root}: is a Muster data directory already; remove it, or take another --data-dir"
         raise ConfigurationRefused(msg)
@@ -277,6 +288,24 @@ def _keys_destroyed_on_failure(ceremony: Ceremony) -> Iterator[None]:
         raise
 
 
+def free_port(host: str, preferred: int | None) -> int:
+    """The preferred port if nobody holds it, else a free one below the range of outgoing connections."""
+    candidates = [preferred] if preferred else []
+    candidates += [20_000 + secrets.randbelow(12_000) for _ in range(50)]
+    for port in candidates:
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                    msg = f"{host}: is no IPv4 address or name of this machine; correct --host"
+                    raise ConfigurationRefused(msg) from error
+                continue
+            return port
+    msg = f"{host}: no free port found; name ports with --ports"
+    raise ConfigurationRefused(msg)
+
+
 # --- what stands in it ------------------------------------------------------------------------------------------------
 
 
@@ -305,13 +334,11 @@ def _put_to_use(directory: DataDirectory, config: Config, text: str, done: Done)
         for row in done.rows.authorities:
             authorities.add(tx, row)
         if done.rows.crl is not None:
-            enrollments.add_crl(tx, done.rows.crl)
+            revocations.add_crl(tx, done.rows.crl, ())
         devices.add_operator(tx, name="owner", role=OperatorRole.ADMIN.value, token_sha256=hashed, now=at)
 
     with ExitStack() as parts:
         open_database(directory, config, parts)[1].write_now(write)
-    if done.rows.crl is not None:
-        replace_file(directory.ca / "root.crl", done.rows.crl["der"])
     with compose(directory, config) as service:
         write_files(directory.ca, service.authorities)
         asyncio.run(_first_signatures(service, done))
@@ -323,6 +350,7 @@ async def _first_signatures(service: Service, done: Done) -> None:
     entry = leaf(service, "ceremony", service.clock(), transcript=json, text=text, plan=done.transcript.plan_sha256)
     await service.ledger.write(lambda tx: leaves.add(tx, entry))
     await renew_service_certificate(service)
-    signed = await sign_due_crl(service)
-    if signed is not None:
-        replace_file(service.directory.ca / "issuing.crl", signed[0])
+    for authority in service.authorities.all:
+        if authority in crls.signed_online(service):
+            await crls.sign_due(service, authority)
+        await crls.publish(service, authority)

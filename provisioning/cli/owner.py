@@ -119,7 +119,7 @@ def _mend(directory: DataDirectory, *, migrate: bool, renew_tls: bool) -> None:
     from alembic.util import CommandError
 
     from provisioning.app.compose import compose
-    from provisioning.app.installation import renew_service_certificate
+    from provisioning.app.credentials import renew_service_certificate
     from provisioning.db.schema import migrate as migrate_database
 
     config = load_config(directory)

@@ -143,8 +143,9 @@ def _verified_root(file: Path) -> bytes:
 
 def _offline_keys(directory: DataDirectory, config: Config, opened: ExitStack) -> "list[HsmEcKey]":
     """As many of the offline keys as it takes; a token may lie in a safe. Raises: Failed, HsmError."""
-    from provisioning.app.installation import TRUST_KEY, TRUST_THRESHOLD, TRUST_TOKENS
-    from provisioning.app.keys import open_token
+    from provisioning.app.ceremony_plan import TRUST_KEY, TRUST_THRESHOLD
+    from provisioning.app.ceremony_plan import TRUST_ROLES as TRUST_TOKENS
+    from provisioning.app.places import open_token
 
     here = [label for label in TRUST_TOKENS if directory.pin(label).is_file()][:TRUST_THRESHOLD]
     if len(here) < TRUST_THRESHOLD:

@@ -14,18 +14,18 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
+from provisioning.issuance.algorithms import algorithm_of
 from provisioning.issuance.tbs import UNPARSED
-from provisioning.refusals import Finding, OutsideCertificateRefused
+from provisioning.refusals import Finding, OutsideCertificateRefused, ToBeSignedRefused
 
 CERTIFICATE_MOST = 16 * 1024
 CHAIN_LONGEST = 8
-RSA_BITS_LEAST, RSA_BITS_MOST = 2048, 8192
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512, hashes.SHA3_256, hashes.SHA3_384, hashes.SHA3_512)
-_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _KNOWN = {
     ExtensionOID.BASIC_CONSTRAINTS,
     ExtensionOID.KEY_USAGE,
@@ -34,6 +34,10 @@ _KNOWN = {
     ExtensionOID.CERTIFICATE_POLICIES,
 }
 """Extensions that may be critical: what they say is judged here, or (policies) nobody here depends on it."""
+_USAGES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
 _PURPOSES = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.OCSP_SIGNING)
 
 E = TypeVar("E", bound=x509.ExtensionType)
@@ -69,6 +73,27 @@ def parse_certificate(data: bytes) -> x509.Certificate:
     except UNPARSED as error:
         raise OutsideCertificateRefused(expected="one certificate, PEM or DER", actual=type(error).__name__) from error
     return found
+
+
+def ca_request(key: CertificateIssuerPrivateKeyTypes, common_name: str) -> bytes:
+    """A request (PKCS #10, PEM) for an issuing CA: our name and key, CA with path length 0, and the key usages.
+
+    An outside CA may name it otherwise; what comes back is judged by `verify_outside`. Raises: what the key raises.
+    """
+    usage = dict.fromkeys(_USAGES, False) | {"key_cert_sign": True, "crl_sign": True}
+    digest: hashes.SHA256 | hashes.SHA384 | None = hashes.SHA256()
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        digest = None
+    elif isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP384R1):
+        digest = hashes.SHA384()
+    return (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(**usage), critical=True)
+        .sign(key, digest)
+        .public_bytes(Encoding.PEM)
+    )
 
 
 def verify_outside(
@@ -196,14 +221,12 @@ def _verify_signed(below: x509.Certificate, issuer: x509.Certificate) -> None:
 
 
 def _strength(each: x509.Certificate) -> str:
-    match each.public_key():
-        case ec.EllipticCurvePublicKey() as key:
-            return "strong" if isinstance(key.curve, _CURVES) else key.curve.name
-        case rsa.RSAPublicKey() as key:
-            return "strong" if RSA_BITS_LEAST <= key.key_size <= RSA_BITS_MOST else f"RSA of {key.key_size} bits"
-        case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
-            return "strong"
-    return "of a kind that signs nothing here"
+    """The same rule as for CA keys of our own: what lies above an issuing CA is no weaker."""
+    try:
+        algorithm_of(each.public_key())
+    except ToBeSignedRefused as refused:
+        return refused.actual
+    return "strong"
 
 
 def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:

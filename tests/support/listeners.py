@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager, contextmanager
 import aiohttp
 
 from provisioning.access import Role
+from provisioning.app.credentials import hash_token
 from provisioning.app.endpoints import Ports
-from provisioning.app.installation import hash_token
 from provisioning.app.worker import start_listeners
 from provisioning.db import devices
 from tests.support import fleet
