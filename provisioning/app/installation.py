@@ -350,7 +350,8 @@ async def _first_signatures(service: Service, done: Done) -> None:
     entry = leaf(service, "ceremony", service.clock(), transcript=json, text=text, plan=done.transcript.plan_sha256)
     await service.ledger.write(lambda tx: leaves.add(tx, entry))
     await renew_service_certificate(service)
-    for authority in service.authorities.all:
-        if authority in crls.signed_online(service):
-            await crls.sign_due(service, authority)
-        await crls.publish(service, authority)
+    # Written here and not by `crls.publish`, whose log line would stand in a command's output.
+    der = await crls.sign_due(service, service.authorities.active)
+    for name, crl in ((ISSUING, der), (ROOT, done.rows.crl and done.rows.crl["der"])):
+        if crl is not None:
+            replace_file(crls.crl_file(service.directory, name), crl)
