@@ -65,6 +65,10 @@ class _InToken:
         """What the key is found by."""
         return self._reference
 
+    def sign_raw(self, data: bytes, how: Signing) -> bytes:
+        """The raw signature over what this mechanism takes: for a caller that stands between a key and its token."""
+        return self._token.sign(self._reference, data, how)
+
     def private_numbers(self) -> NoReturn:
         """Refused: the private key does not leave the token."""
         raise KeyUnsupported(f"{self!r} does not leave its token")

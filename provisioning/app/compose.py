@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from hsm.errors import HsmError
-from provisioning.app.keys import HsmKeys, open_token
+from provisioning.app.keys import HsmKeys
 from provisioning.authorities import Authorities
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, public_url
 from provisioning.db.ledger import Ledger
@@ -58,8 +58,7 @@ def open_database(directory: DataDirectory, config: Config, parts: ExitStack) ->
 def open_keys(directory: DataDirectory, config: Config) -> HsmKeys:
     """The service's keys, logged in once. Raises: ConfigurationRefused."""
     try:
-        token = open_token(directory, config, config.hsm.token)
-        return HsmKeys(token, config.hsm.deadline_milliseconds / 1000, config.hsm.sessions)
+        return HsmKeys(directory, config)
     except (HsmError, OSError) as error:
         msg = f"HSM token {config.hsm.token!r}: {error}; look: muster doctor"
         raise ConfigurationRefused(msg) from error

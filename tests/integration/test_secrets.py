@@ -16,7 +16,7 @@ import pytest
 from hsm.errors import WrongPin
 from lab.light_fleet import load_fleet, make_fleet
 from provisioning import enrollment
-from provisioning.app.keys import open_token
+from provisioning.app.places import open_token
 from provisioning.config import load_config
 from provisioning.refusals import ActivationProofWrong, Refusal
 from tests.integration.agent_stack import Stack

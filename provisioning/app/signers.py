@@ -1,0 +1,143 @@
+"""The threads that call into one token. One that hangs keeps nobody else waiting; what nobody waits for is not done.
+
+All threads take from one queue, so nothing stands behind a call that hangs while another thread is free. What came of
+the work is handed to the event loop in groups: a hand-over costs more than a P-256 signature does.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from hsm.errors import TokenUnavailable
+
+T = TypeVar("T")
+
+WAITING_MOST = 10_000
+ANSWER_AFTER_SECONDS = 0.002
+"""So long a thread collects answers while more work waits."""
+
+
+class _Job:
+    __slots__ = ("done", "error", "future", "given_up", "result", "work")
+
+    def __init__(self, work: Callable[[], object], future: "asyncio.Future[Any] | None") -> None:
+        self.work = work
+        self.future = future
+        self.done = None if future is not None else threading.Event()
+        self.given_up = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Does somebody still wait for it?"""
+        return not (self.given_up if self.future is None else self.future.done())
+
+
+class Signers:
+    """`count` threads; one job each at a time. `deadline_seconds`: a call that takes longer counts as hanging."""
+
+    def __init__(self, name: str, count: int, deadline_seconds: float) -> None:
+        self._deadline = deadline_seconds
+        self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._begun: list[float | None] = [None] * count
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), name=f"hsm {name} {number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def hangs(self) -> bool:
+        """Is every thread in a call that takes too long?"""
+        oldest_good = time.monotonic() - self._deadline
+        return all(begun is not None and begun < oldest_good for begun in self._begun)
+
+    async def do(self, work: Callable[[], T]) -> T:
+        """What `work` returned or raised, on one of the threads. A caller that is cancelled leaves it undone.
+
+        Raises: TokenUnavailable, at once: all threads hang, or too many wait.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(_Job(work, future))
+        return await future
+
+    def do_within(self, work: Callable[[], T], seconds: float) -> T:
+        """The same for a caller without a loop. Raises: TokenUnavailable, after `seconds` too."""
+        job = _Job(work, None)
+        self._put(job)
+        assert job.done is not None  # noqa: S101  for mypy: there is no future
+        if not job.done.wait(seconds):
+            job.given_up = True
+            raise TokenUnavailable(f"no answer within {seconds:g} s")
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
+
+    def begin(self, work: Callable[[], object]) -> None:
+        """Do this when a thread is free; nobody waits for it. What it raises is nobody's."""
+        with suppress(TokenUnavailable):
+            self._put(_Job(work, None))
+
+    def close(self, wait_seconds: float) -> None:
+        """Do what waits, then end the threads. One that hangs for longer is left behind."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        deadline = time.monotonic() + wait_seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _put(self, job: _Job) -> None:
+        if self.hangs:
+            raise TokenUnavailable(f"its module has not answered for {self._deadline:g} s")
+        if self._waiting.qsize() >= WAITING_MOST:
+            raise TokenUnavailable("too many wait for it")
+        self._waiting.put(job)
+
+    def _run(self, number: int) -> None:
+        answered: list[_Job] = []
+        answer_at = 0.0
+        while (job := self._waiting.get()) is not None:
+            if job.is_wanted:
+                now = self._begun[number] = time.monotonic()
+                answer_at = answer_at if answered else now + ANSWER_AFTER_SECONDS
+                try:
+                    job.result = job.work()
+                except BaseException as error:  # noqa: BLE001  it goes to the caller whose work it was
+                    job.error = error
+                self._begun[number] = None
+                answered.append(job)
+            if answered and (self._waiting.empty() or time.monotonic() >= answer_at):
+                _answer(answered)
+                answered = []
+        _answer(answered)
+
+
+def _answer(jobs: list[_Job]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+    for job in jobs:
+        if job.future is not None:
+            by_loop.setdefault(job.future.get_loop(), []).append(job)
+        elif job.done is not None:
+            job.done.set()
+    for loop, of_loop in by_loop.items():
+        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
+            loop.call_soon_threadsafe(_deliver, of_loop)
+
+
+def _deliver(jobs: list[_Job]) -> None:
+    for job in jobs:
+        if job.future is None or job.future.done():
+            continue
+        if isinstance(job.error, StopIteration):  # which no future takes
+            job.future.set_exception(RuntimeError("the work raised StopIteration"))
+        elif job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
