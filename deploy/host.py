@@ -121,12 +121,18 @@ def has_python_headers() -> bool:
 # Debian package -> how to see that what it gives is there, from whatever source.
 PACKAGES: dict[str, Callable[[], bool]] = {
     "ca-certificates": has_file("etc/ssl/certs/ca-certificates.crt"),
+    "curl": has_program("curl"),
     "gcc": has_program("gcc"),
+    "gnutls-bin": has_program("certtool"),
     "libc6-dev": has_file("usr/include/stdio.h"),
+    "libnss3": has_file("usr/lib/*/libsoftokn3.so", "usr/lib/*/nss/libsoftokn3.so"),
+    "libnss3-tools": has_program("certutil"),
     "libtss2-dev": has_file("usr/include/tss2/tss2_esys.h"),
     "mosquitto": has_program("mosquitto"),
     "openssl": has_program("openssl"),
     "faketime": has_file("usr/lib/*/faketime/libfaketime.so.1", "usr/lib/faketime/libfaketime.so.1"),
+    "p11-kit": has_program("p11-kit"),
+    "p11-kit-modules": has_file("usr/lib/*/pkcs11/p11-kit-client.so"),
     "pkg-config": has_program("pkg-config"),
     "python3-dev": has_python_headers,
     "python3-venv": has_venv,
