@@ -233,7 +233,7 @@ def test_what_nobody_marked_keeps_init_away_and_a_failed_init_moves_nothing(tmp_
     def no_room(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for broken in ("_first_records", "replace_file"):
+    for broken in ("_put_to_use", "replace_file"):
         with monkeypatch.context() as full:
             full.setattr(installation, broken, no_room)
             assert cli.main(["init", "--ports", "free", "--data-dir", str(tmp_path / "D")]) == 1
