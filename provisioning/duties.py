@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from ota.files import replace_file
 from ota.repository import refresh_online
-from provisioning import crls, journal, outbox, revoking, rotation
+from provisioning import crls, journal, ocsp, outbox, revoking, rotation
 from provisioning.db import commands, leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.refusals import Refusal
@@ -34,6 +34,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 OUTBOX_SECONDS = 0.2
 REVOKED_SECONDS = 0.2
 CRL_SECONDS = 0.5
+RESPONDER_SECONDS = 2.0
 CHECKPOINT_SECONDS = 1.0
 EXPIRY_SECONDS = 60.0
 STRANGERS_SECONDS = 60.0
@@ -128,6 +129,7 @@ def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
         Duty("outbox", OUTBOX_SECONDS, lambda: pump(service, wire), wake),
         Duty("revoked", REVOKED_SECONDS, revoked.follow),
         Duty("crl", CRL_SECONDS, revoked.sign, revoked.wake_crl),
+        Duty("ocsp", RESPONDER_SECONDS, lambda: ocsp.renew_responder(service)),
         Duty("log", CHECKPOINT_SECONDS, lambda: sequence(service)),
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
         Duty("expiry", EXPIRY_SECONDS, lambda: outbox.expire(service)),

@@ -26,6 +26,7 @@ from provisioning.http import device, operator, public
 from provisioning.http.exchange import Dispatcher, Route
 from provisioning.http.listener import Listener
 from provisioning.messaging import Bridge
+from provisioning.ocsp import Responder
 from provisioning.service import Service
 from wire.codec import decode
 
@@ -72,7 +73,7 @@ def start_listeners(service: Service, ports: Ports) -> tuple[list[Listener], Rel
     wanted: list[tuple[str, int, list[Route], str]] = [
         ("device", ports.device, device.routes(in_flight), "ClientCertificate"),
         ("operator", ports.operator, operator.routes(), "Bearer"),
-        ("public", ports.public, public.routes(), "None"),
+        ("public", ports.public, public.routes(Responder(service)), "None"),
     ]
     contexts = {"device": for_devices, "operator": for_operators}
     listeners = []

@@ -17,6 +17,8 @@ from provisioning.db.tables import Crl, Revocation, table_of
 
 HOLD = "certificate-hold"
 """The one reason that can be taken back."""
+RESPONDER = "ocsp-responder"
+"""The profile of the certificates of OCSP responders."""
 ORDER, GRACE, ADOPTED = "order", "grace", "adopted"
 """Why a change came: somebody asked for it, a grace period ended, it stood in a published CRL."""
 
@@ -119,6 +121,14 @@ def standing(tx: Connection, issuer: str, serial: str) -> Record | None:
     if found is not None and found.issuer == issuer:
         return cast("Record", found)
     return next(iter(_strangers(tx, issuer, serial)), None)
+
+
+def responder(tx: Connection, key_id: str, issuer: str, at: int) -> Record | None:
+    """The OCSP responder's certificate by that authority over that key which is in force longest."""
+    mine = (certificate.c.key_id == key_id, certificate.c.issuer == issuer, certificate.c.profile == RESPONDER)
+    good = (certificate.c.state == "issued", certificate.c.not_before <= at, certificate.c.not_after > at)
+    found = select(certificate).where(*mine, *good).order_by(certificate.c.not_after.desc(), certificate.c.serial)
+    return tx.execute(found.limit(1)).first()
 
 
 def is_revoked(tx: Connection, serial: str) -> bool:

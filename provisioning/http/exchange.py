@@ -33,6 +33,8 @@ T = TypeVar("T")
 JSON = "application/json"
 _SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,127}"
 """What a variable part of a path may be: nothing that is encoded, hidden, or climbs."""
+_BASE64 = r"[A-Za-z0-9+/=%]{1,2048}"
+"""What OCSP puts into a path (RFC 6960 appendix A.1); slashes in it are its own."""
 _VERSIONS = frozenset({HttpVersion10, HttpVersion11})
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NO_STORE = {"Cache-Control": "no-store", **problems.SERVER}
@@ -136,7 +138,7 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and a path. `{name}` stands for one segment, `{name...}` for one to four."""
+    """A method and a path. `{name}` stands for one segment, `{name...}` for one to four, `{name*}` for base64."""
 
     method: str
     path: str
@@ -241,6 +243,8 @@ def _pattern(path: str) -> str:
     for part in path.split("/"):
         if part.startswith("{") and part.endswith("...}"):
             parts.append(f"(?P<{part[1:-4]}>{_SEGMENT}(?:/{_SEGMENT}){{0,3}})")
+        elif part.startswith("{") and part.endswith("*}"):
+            parts.append(f"(?P<{part[1:-2]}>{_BASE64})")
         elif part.startswith("{"):
             parts.append(f"(?P<{part[1:-1]}>{_SEGMENT})")
         else:

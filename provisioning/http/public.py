@@ -7,8 +7,10 @@ from aiohttp import web
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from provisioning.db import leaves
+from provisioning.http import ocsp
 from provisioning.http.exchange import NO_STORE, Call, Handler, Route, query
 from provisioning.http.files import send_file
+from provisioning.ocsp import Responder
 from provisioning.refusals import NotFound, RequestMalformed
 from provisioning.service import Service
 from wire.codec import encode
@@ -21,12 +23,13 @@ NONCE_MOST = 64
 MINUTE = 60
 
 
-def routes() -> list[Route]:
+def routes(responder: Responder) -> list[Route]:
     """What the public listener serves."""
     return [
+        *ocsp.routes(responder),
         Route("GET", "/trust/{name...}", trust_file),
         Route("GET", "/v1/time", signed_time),
-        Route("GET", "/crl/issuing.crl", crl),
+        Route("GET", "/crl/{name}", crl),
         Route("GET", "/ca/issuing.pem", ca_certificate("issuing.pem")),
         Route("GET", "/ca/root.pem", ca_certificate("root.pem")),
         Route("GET", "/log/checkpoint", checkpoint),
@@ -51,8 +54,10 @@ async def signed_time(call: Call) -> web.Response:
 
 
 async def crl(call: Call) -> web.StreamResponse:
-    """The issuing CA's revocation list (RFC 5280 section 5), as it was last signed."""
-    return await _file(call, call.service.directory.ca, "issuing.crl", "application/pkix-crl")
+    """An authority's revocation list (RFC 5280 section 5), as it was last signed: `/crl/NAME.crl`."""
+    name = call.path["name"]
+    call.service.authorities.named(name.removesuffix(".crl"))  # no other file of that folder
+    return await _file(call, call.service.directory.ca, name, "application/pkix-crl")
 
 
 async def checkpoint(call: Call) -> web.Response:

@@ -110,7 +110,7 @@ def test_every_problem_stands_in_the_protocol_with_status_and_reaction(problem):
 
 
 def test_every_route_for_devices_and_the_public_stands_in_the_protocol():
-    paths = [route.path for route in [*device.routes(device.InFlight(1)), *public.routes()]]
+    paths = [route.path for route in [*device.routes(device.InFlight(1)), *public.routes(None)]]
     shown = [path.replace("{name...}", "…") for path in paths]
     assert [path for path in shown if path not in PROTOCOL] == []
 

@@ -10,7 +10,7 @@ from provisioning.http import device, operator, public
 from provisioning.http.exchange import Dispatcher, Route
 from provisioning.refusals import MethodNotAllowed, NotFound
 
-EVERY_ROUTE = [*device.routes(device.InFlight(1)), *operator.routes(), *public.routes()]
+EVERY_ROUTE = [*device.routes(device.InFlight(1)), *operator.routes(), *public.routes(None)]
 
 
 def dispatcher(*routes):
@@ -27,13 +27,13 @@ def find(path, *patterns, method="GET"):
 
 
 def test_no_route_is_listed_twice():
-    for table in (device.routes(device.InFlight(1)), operator.routes(), public.routes()):
+    for table in (device.routes(device.InFlight(1)), operator.routes(), public.routes(None)):
         listed = [(route.method, route.path) for route in table]
         assert len(listed) == len(set(listed))
 
 
 def test_no_two_patterns_of_a_table_take_the_same_path():
-    for table in (device.routes(device.InFlight(1)), operator.routes(), public.routes()):
+    for table in (device.routes(device.InFlight(1)), operator.routes(), public.routes(None)):
         paths = {route.path for route in table}
         for one, other in itertools.permutations(paths, 2):
             example = (
@@ -119,7 +119,7 @@ def test_every_route_that_changes_something_asks_for_more_than_reading():
 
 
 def test_only_operators_and_stations_read_details():
-    detailed = {route.path for route in device.routes(device.InFlight(1)) + public.routes() if route.detailed}
+    detailed = {route.path for route in device.routes(device.InFlight(1)) + public.routes(None) if route.detailed}
     assert detailed == {"/v1/factory/devices"}
 
 
