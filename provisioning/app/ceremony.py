@@ -95,14 +95,14 @@ def carry_out(directory: DataDirectory, ceremony: Ceremony, config: Config, begu
 
     Raises: HsmError, ConfigurationRefused, ToBeSignedRefused, OSError.
     """
-    with opened(directory, ceremony, make=True) as tokens, made_keys(ceremony, tokens) as keys:
+    with opened(directory, config, ceremony, make=True) as tokens, made_keys(ceremony, tokens) as keys:
         rows = _own_ca(ceremony, config, keys, now)
         return _finish(directory, ceremony, begun, tokens, keys, rows, now)
 
 
-def make_request(directory: DataDirectory, ceremony: Ceremony) -> tuple[bytes, tuple[KeyRecord, ...]]:
+def make_request(directory: DataDirectory, ceremony: Ceremony, config: Config) -> tuple[bytes, tuple[KeyRecord, ...]]:
     """Tokens and keys, and the request (PKCS #10, PEM) for the outside CA. Raises: as `carry_out`."""
-    with opened(directory, ceremony, make=True) as tokens, made_keys(ceremony, tokens) as keys:
+    with opened(directory, config, ceremony, make=True) as tokens, made_keys(ceremony, tokens) as keys:
         request = ca_request(keys[ISSUING_KEY], ceremony.certificate(ISSUING).common_name)
         return request, key_records(ceremony, keys)
 
@@ -110,6 +110,7 @@ def make_request(directory: DataDirectory, ceremony: Ceremony) -> tuple[bytes, t
 def go_on(
     directory: DataDirectory,
     ceremony: Ceremony,
+    config: Config,
     begun: Begun,
     known: Sequence[KeyRecord],
     outside: OutsideAuthority,
@@ -119,7 +120,7 @@ def go_on(
 
     Raises: KeyPairMismatch, where a token holds another key now; as `carry_out`.
     """
-    with opened(directory, ceremony, make=False) as tokens:
+    with opened(directory, config, ceremony, make=False) as tokens:
         keys = found_keys(ceremony, tokens)
         if changed := [
             was.label for was, now_is in zip(known, key_records(ceremony, keys), strict=True) if was != now_is

@@ -7,21 +7,21 @@ read, and `fingerprint` is what they agree to. Carrying it out is `ceremony`'s.
 import hashlib
 import ipaddress
 import re
-import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from hsm.errors import UriRefused
 from hsm.uri import Pkcs11Uri, parse_uri
+from provisioning.app.ceremony_answers import Answers, AnswersRefused, TokenAnswers, line_of
 from provisioning.app.pins import SOURCE, SOURCES
-from provisioning.config import ConfigurationRefused
-from wire.codec import Cap, MalformedMessage, encode, load
+from wire.codec import encode
 
 KEY_KINDS = ("P-256", "P-384", "RSA-3072", "Ed25519")
 PROTOCOL_KIND = "P-256"
 """Of every key whose signatures devices verify in our own envelope, in the log and in update metadata."""
 SERVICE, ROOT = "service", "root"
+PROMPT = "prompt"
 TRUST_ROLES = ("trust-1", "trust-2", "trust-3")
 TOKEN_ROLES = (SERVICE, ROOT, *TRUST_ROLES)
 TRUST_THRESHOLD = 2
@@ -34,88 +34,6 @@ _LABELS = {SERVICE: "muster", ROOT: "root", **{role: role for role in TRUST_ROLE
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _CONSTRAINT = re.compile(rf"\.?{_DNS_NAME.pattern}")
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  named so that neither stands in a certificate
-_WORDS_MOST = 200
-
-Words = Annotated[str, Cap(_WORDS_MOST)]
-Names = Annotated[tuple[str, ...], Cap(32)]
-
-
-class AnswersRefused(ConfigurationRefused):
-    """The answers make no ceremony. `lines`: everything that is wrong, one line each, with its cure."""
-
-    def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
-
-
-@dataclass(frozen=True, slots=True)
-class Person:
-    """Who takes part, and as what."""
-
-    name: Words
-    role: Words
-
-
-@dataclass(frozen=True, slots=True)
-class TokenAnswers:
-    """A token. Without `uri`, a SoftHSM2 token is made in the data directory.
-
-    `uri` is a PKCS#11 URI (RFC 7512) of a token that is initialised already. `pin` says where the PIN is read from:
-    `file:/path`, `env:NAME`, `credential:NAME` (systemd's) or `prompt`; empty, for a token that is made: a random one.
-    """
-
-    label: Annotated[str, Cap(32)] = ""
-    uri: Annotated[str, Cap(2048)] = ""
-    pin: Annotated[str, Cap(1024)] = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RootAnswers:
-    """The root CA. `outside`: there is none here; another CA signs the issuing CA."""
-
-    key: Annotated[str, Cap(16)] = "P-256"
-    common_name: Words = ""
-    days: int = 7300
-    crl_days: int = 365
-    outside: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class IssuingAnswers:
-    """The issuing CA. `constrained`, or any `permitted_*`: it can name nothing beyond this service and those."""
-
-    key: Annotated[str, Cap(16)] = "P-256"
-    common_name: Words = ""
-    days: int = 3650
-    constrained: bool = False
-    permitted_dns: Names = ()
-    permitted_uri: Names = ()
-    permitted_ip: Names = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OcspAnswers:
-    """The key that answers for the issuing CA (RFC 6960 section 2.6, a delegated responder)."""
-
-    key: Annotated[str, Cap(16)] = "P-256"
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What the owner decides. Every name is a key of the answers file."""
-
-    service_name: Annotated[str, Cap(253)]
-    host: Annotated[str, Cap(253)] = "127.0.0.1"
-    advertised_host: Annotated[str, Cap(253)] = ""
-    ports: Annotated[tuple[int, ...], Cap(4)] = (8443, 8444, 8080, 8883)
-    """Device, operator, public, MQTT."""
-    public_url: Annotated[str, Cap(300)] = ""
-    """Where strangers reach the public listener; it stands in certificates. Empty: made of host and port."""
-    people: Annotated[tuple[Person, ...], Cap(32)] = ()
-    root: RootAnswers = field(default_factory=RootAnswers)
-    issuing: IssuingAnswers = field(default_factory=IssuingAnswers)
-    ocsp: OcspAnswers = field(default_factory=OcspAnswers)
-    tokens: Annotated[dict[str, TokenAnswers], Cap(len(TOKEN_ROLES))] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +50,11 @@ class PlannedToken:
     def is_made(self) -> bool:
         """Is it a SoftHSM2 token of the data directory, made by the ceremony?"""
         return not self.uri
+
+    @property
+    def keeps_pin(self) -> bool:
+        """Is its PIN asked of a person, and written where a service that starts without one reads it?"""
+        return self.pin == PROMPT and not self.offline
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,38 +105,6 @@ class Ceremony:
     def certificate(self, name: str) -> PlannedCertificate:
         """The certificate of that authority."""
         return next(certificate for certificate in self.certificates if certificate.name == name)
-
-
-def parse_answers(text: str, name: str) -> Answers:
-    """The answers out of TOML; what is unknown or of another type is refused with its line. Raises: AnswersRefused."""
-    try:
-        return load(Answers, tomllib.loads(text))
-    except MalformedMessage as error:
-        raise AnswersRefused(f"{name}: line {line_of(text, error.where)}: {error}; correct or remove it") from error
-    except (ValueError, RecursionError) as error:
-        raise AnswersRefused(f"{name}: is not TOML: {error}; correct that line") from error
-
-
-def line_of(text: str, where: str) -> int:
-    """The line of a TOML text on which the key with this path (`tokens.root.pin`, `people[1].name`) is set."""
-    path = re.sub(r"\[\d+\]", "", where).split(".")
-    index = [int(number) for number in re.findall(r"\[(\d+)\]", where)]
-    table: list[str] = []
-    seen, best = -1, (0, 1)
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*(\[\[?)\s*([^\]]+?)\s*\]", line):
-            table = [part.strip().strip("\"'") for part in header[2].split(".")]
-            seen += header[1] == "[[" and table == path[: len(table)]
-            found = table
-        elif assignment := re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line):
-            found = [*table, *(part.strip("\"'") for part in assignment[1].split("."))]
-        else:
-            continue
-        common = len(found) if found == path[: len(found)] else 0
-        if table and index and text.splitlines()[number - 1].strip() and seen not in (-1, index[0]):
-            common = 0
-        best = max(best, (common, number), key=lambda each: each[0])
-    return best[1]
 
 
 def plan(answers: Answers, *, name: str = "answers", text: str = "") -> Ceremony:
@@ -360,7 +251,7 @@ def _authority_faults(answers: Answers) -> Iterator[tuple[str, str]]:
 
 
 def _token_faults(answers: Answers) -> Iterator[tuple[str, str]]:
-    taken: dict[tuple[str, str], str] = {}
+    taken: dict[str, str] = {}
     for role in sorted(set(answers.tokens) - set(TOKEN_ROLES)):
         yield f"tokens.{role}", f"is none of {', '.join(TOKEN_ROLES)}"
     if answers.root.outside and ROOT in answers.tokens:
@@ -370,29 +261,29 @@ def _token_faults(answers: Answers) -> Iterator[tuple[str, str]]:
         if said.pin and SOURCE.fullmatch(said.pin) is None:
             # What stands there is not repeated: it may be the PIN itself.
             yield f"{where}.pin", f"is no source: write {SOURCES}"
-        uri = None
+        label = said.label or _LABELS[role]
         if said.uri:
             try:
                 uri = parse_uri(said.uri)
             except UriRefused as error:
                 yield f"{where}.uri", str(error)
                 continue
-            yield from _uri_faults(where, said, uri)
-        elif not (said.label.isprintable() and said.label == said.label.strip()):
-            yield f"{where}.label", "a label is 1 to 32 printable characters"
-        label = (uri.token if uri else said.label) or _LABELS[role]
-        # Label and module (and serial) name a token; made ones share the data directory.
-        identity = (str(Pkcs11Uri(module_path=uri.module_path, serial=uri.serial)) if uri else "", label)
-        if identity in taken:
-            yield where, f"is the token of {taken[identity]} too: each role has a token of its own"
-        taken[identity] = role
+            yield from _uri_faults(where, said, uri, answers)
+            label = uri.token or label
+        elif not label.isprintable() or label != label.strip() or "/" in label:
+            yield f"{where}.label", "a label is 1 to 32 printable characters, no /"
+        if label in taken:
+            yield where, f"is called {label!r}, as {taken[label]} is: each role has a token of its own"
+        taken[label] = role
 
 
-def _uri_faults(where: str, said: TokenAnswers, uri: Pkcs11Uri) -> Iterator[tuple[str, str]]:
-    if not uri.token:
+def _uri_faults(where: str, said: TokenAnswers, uri: Pkcs11Uri, answers: Answers) -> Iterator[tuple[str, str]]:
+    if not uri.token or "/" in uri.token:
         yield f"{where}.uri", "names no token: pkcs11:token=LABEL?module-path=/path"
-    if not uri.module_path:
-        yield f"{where}.uri", "names no module-path"
+    if not uri.module_path and not uri.module_name:
+        yield f"{where}.uri", "names neither module-path nor module-name"
+    if uri.module_name and uri.module_name not in answers.modules:
+        yield f"{where}.uri", f"there is no [modules.{uri.module_name}]"
     if uri.object or uri.id:
         yield f"{where}.uri", "names a key: the ceremony makes the keys; name the token"
     if uri.pin_source:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ota.files import read_at_most, replace_file
-from provisioning.app.ceremony_plan import Answers
+from provisioning.app.ceremony_answers import Answers
 from provisioning.app.ceremony_transcript import KeyRecord
 from provisioning.config import ConfigurationRefused
 from wire.codec import MalformedMessage, decode, encode

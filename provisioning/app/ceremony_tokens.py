@@ -1,9 +1,10 @@
 """The tokens of a ceremony: examined before anything is made, opened, and their keys made together or not at all."""
 
 import secrets
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -12,18 +13,17 @@ from hsm.ceremony import Making, check_protection, kinds_not_made, remove_keys, 
 from hsm.errors import HsmError, KeyNotProtected
 from hsm.key import HsmKey
 from hsm.kinds import KeyKind, kind_of
-from hsm.module import ModuleSettings
-from hsm.softhsm import PIN_CHARACTERS, create_token, find_module, settings, write_configuration
+from hsm.softhsm import PIN_CHARACTERS, create_token, find_module
 from hsm.token import Token
 from hsm.uri import Pkcs11Uri, parse_uri
 from ota.files import replace_file
-from provisioning.app.ceremony_plan import SERVICE, Ceremony, PlannedToken
+from provisioning.app.ceremony_plan import Ceremony, PlannedToken
 from provisioning.app.ceremony_transcript import ATTRIBUTES, KeyRecord, TokenRecord, key_sha256
-from provisioning.app.pins import file_reader, pin_reader
-from provisioning.config import ConfigurationRefused, DataDirectory
+from provisioning.app.pins import pin_reader
+from provisioning.app.places import closed_token, token_place
+from provisioning.config import Config, ConfigurationRefused, DataDirectory
 
 PIN_BYTES = 18
-_SESSIONS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,22 @@ class Looked:
     fault: str = ""
 
 
-def examine(ceremony: Ceremony) -> list[Looked]:
+def examine(ceremony: Ceremony, config: Config) -> list[Looked]:
     """Everything about the tokens that can be found out without writing. A wrong PIN is tried once."""
-    found = []
+    with tempfile.TemporaryDirectory() as scratch:  # for what a module wants to be configured by
+        return list(_looked(DataDirectory(Path(scratch)), config, ceremony))
+
+
+def _looked(directory: DataDirectory, config: Config, ceremony: Ceremony) -> Iterator[Looked]:
     for token in ceremony.tokens:
         who = f"token {token.role} ({token.label})"
         try:
-            found += [Looked(f"{who}: {what}") for what in _looked_at(ceremony, token)]
+            yield from [Looked(f"{who}: {what}") for what in _looked_at(directory, config, ceremony, token)]
         except (HsmError, ConfigurationRefused, OSError) as error:
-            found.append(Looked(who, str(error)))
-    return found
+            yield Looked(who, str(error))
 
 
-def _looked_at(ceremony: Ceremony, planned: PlannedToken) -> Iterator[str]:
+def _looked_at(directory: DataDirectory, config: Config, ceremony: Ceremony, planned: PlannedToken) -> Iterator[str]:
     keys = [key for key in ceremony.keys if key.token == planned.role]
     if planned.is_made:
         yield f"SoftHSM2, {find_module()}"
@@ -58,7 +61,7 @@ def _looked_at(ceremony: Ceremony, planned: PlannedToken) -> Iterator[str]:
                 )
             yield "its PIN can be read"
         return
-    with _existing(planned) as token:
+    with _closed(directory, config, planned) as token:
         facts = token_facts(token)
         yield f"logged in; {facts.manufacturer} {facts.model}, serial {facts.serial}, firmware {facts.firmware}"
         if missing := kinds_not_made(token, {KeyKind(key.kind) for key in keys}):
@@ -71,7 +74,7 @@ def _looked_at(ceremony: Ceremony, planned: PlannedToken) -> Iterator[str]:
 
 
 @contextmanager
-def opened(directory: DataDirectory, ceremony: Ceremony, *, make: bool) -> Iterator[dict[str, Token]]:
+def opened(directory: DataDirectory, config: Config, ceremony: Ceremony, *, make: bool) -> Iterator[dict[str, Token]]:
     """The tokens by their roles, logged in. `make`: those that the plan makes are made now.
 
     Raises: HsmError, ConfigurationRefused, OSError.
@@ -81,8 +84,7 @@ def opened(directory: DataDirectory, ceremony: Ceremony, *, make: bool) -> Itera
         for planned in ceremony.tokens:
             if make and planned.is_made:
                 _make(directory, planned)
-            token = _own(directory, planned) if planned.is_made else _existing(planned)
-            tokens[planned.role] = stack.enter_context(token)
+            tokens[planned.role] = stack.enter_context(_closed(directory, config, planned))
         yield tokens
 
 
@@ -158,49 +160,41 @@ def key_records(ceremony: Ceremony, keys: dict[str, HsmKey]) -> tuple[KeyRecord,
 
 def key_uri(planned: PlannedToken, label: str) -> str:
     """A key of this token, for who finds it later (RFC 7512)."""
-    if planned.is_made:
-        return str(Pkcs11Uri(token=planned.label, object=label))
-    uri = parse_uri(planned.uri)
-    return str(Pkcs11Uri(token=uri.token, serial=uri.serial, object=label, module_path=uri.module_path))
+    uri = Pkcs11Uri(token=planned.label) if planned.is_made else parse_uri(planned.uri)
+    return str(replace(uri, object=label))
 
 
-def destroy_keys(ceremony: Ceremony) -> list[str]:
+def destroy_keys(ceremony: Ceremony, config: Config) -> list[str]:
     """Destroy the ceremony's keys in tokens that were there before it. What was destroyed.
 
     Raises: HsmError, ConfigurationRefused, OSError.
     """
     gone = []
-    for planned in ceremony.tokens:
-        if not planned.is_made:
-            with _existing(planned) as token:
-                labels = [key.label for key in ceremony.keys if key.token == planned.role]
-                gone += [f"{planned.label}/{label}" for label in labels if remove_keys(token, label)]
+    with tempfile.TemporaryDirectory() as scratch:
+        for planned in ceremony.tokens:
+            if not planned.is_made:
+                with _closed(DataDirectory(Path(scratch)), config, planned) as token:
+                    labels = [key.label for key in ceremony.keys if key.token == planned.role]
+                    gone += [f"{planned.label}/{label}" for label in labels if remove_keys(token, label)]
     return gone
 
 
-def _existing(planned: PlannedToken) -> Token:
-    uri = parse_uri(planned.uri)
-    module = ModuleSettings(Path(uri.module_path or ""))
-    return Token(module, planned.label, pin_reader(planned.pin, planned.label), sessions=_SESSIONS, serial=uri.serial)
+def _closed(directory: DataDirectory, config: Config, planned: PlannedToken) -> Token:
+    return closed_token(token_place(directory, config, planned.uri or planned.label), config)
 
 
 def _make(directory: DataDirectory, planned: PlannedToken) -> None:
-    pin_file, pin_source = directory.pin(planned.label), planned.pin
-    if not pin_source:
-        replace_file(pin_file, secrets.token_urlsafe(PIN_BYTES).encode(), mode=0o600)
-    elif planned.role == SERVICE:
-        replace_file(pin_file, _pin(directory, planned)().encode(), mode=0o600)  # where `muster serve` reads it
-    # The security officer's PIN is forgotten: a user PIN that is lost is lost with its keys.
-    create_token(directory.tokens, planned.label, _pin(directory, planned)(), secrets.token_urlsafe(PIN_BYTES))
-
-
-def _own(directory: DataDirectory, planned: PlannedToken) -> Token:
-    write_configuration(directory.tokens)
-    return Token(settings(directory.tokens), planned.label, _pin(directory, planned), sessions=_SESSIONS)
-
-
-def _pin(directory: DataDirectory, planned: PlannedToken) -> Callable[[], str]:
-    return pin_reader(planned.pin, planned.label) if planned.pin else file_reader(directory.pin(planned.label))
+    """A SoftHSM2 token. The security officer's PIN is forgotten: a user PIN that is lost is lost with its keys."""
+    so_pin = secrets.token_urlsafe(PIN_BYTES)
+    if not planned.pin:
+        pin = secrets.token_urlsafe(PIN_BYTES)
+        replace_file(directory.pin(planned.label), pin.encode(), mode=0o600)
+        create_token(directory.tokens, planned.label, pin, so_pin)
+        return
+    read = pin_reader(planned.pin, planned.label)
+    create_token(directory.tokens, planned.label, read(), so_pin)
+    if planned.keeps_pin:
+        replace_file(directory.pin(planned.label), read().encode(), mode=0o600)
 
 
 def _folder(directory: DataDirectory, serial: str) -> str:

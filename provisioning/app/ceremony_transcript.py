@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from provisioning.app.ceremony_plan import Ceremony, Person, PlannedToken
+from provisioning.app.ceremony_answers import Person
+from provisioning.app.ceremony_plan import PROMPT, Ceremony, PlannedToken
 from provisioning.refusals import Finding, TranscriptRefused
 from wire.codec import Cap, MalformedMessage, decode, encode, rfc3339
 
@@ -226,7 +227,9 @@ def pin_words(token: PlannedToken) -> str:
     """Where the PIN of this token is read from, for a person."""
     if not token.pin:
         return f"a random one in secrets/{token.label}.pin"
-    return "asked on the terminal" if token.pin == "prompt" else token.pin
+    if token.keeps_pin:
+        return f"asked now, and written to secrets/{token.label}.pin for the service"
+    return "asked on the terminal" if token.pin == PROMPT else token.pin
 
 
 def transcript_text(transcript: Transcript) -> str:

@@ -7,13 +7,14 @@ an installation and goes away; keys that it may have made in tokens that were th
 import asyncio
 import errno
 import fcntl
+import json
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +25,8 @@ from ota.files import replace_file
 from provisioning import crls
 from provisioning.access import Role as OperatorRole
 from provisioning.app.ceremony import Begun, Done, carry_out, go_on, make_request
-from provisioning.app.ceremony_plan import Answers, Ceremony, IssuingAnswers, RootAnswers, plan
+from provisioning.app.ceremony_answers import Answers, IssuingAnswers, RootAnswers
+from provisioning.app.ceremony_plan import SERVICE, Ceremony, plan
 from provisioning.app.ceremony_state import Journal, Waiting, read_journal, read_waiting, write_state
 from provisioning.app.ceremony_tokens import destroy_keys
 from provisioning.app.ceremony_transcript import digests
@@ -37,6 +39,8 @@ from provisioning.config import (
     Config,
     ConfigurationRefused,
     DataDirectory,
+    Hsm,
+    Lifetimes,
     Listen,
     parse_config,
 )
@@ -45,6 +49,7 @@ from provisioning.db.schema import migrate
 from provisioning.issuance.outside import OutsideAuthority
 from provisioning.journal import leaf
 from provisioning.service import Service
+from wire.codec import to_json
 
 REQUEST_NAME = "issuing.csr"
 T = TypeVar("T")
@@ -70,15 +75,10 @@ def initialize(directory: DataDirectory, wanted: Installation) -> None:
 
     Raises: ConfigurationRefused, HsmError, OSError.
     """
-    answers = Answers(wanted.service_name, wanted.host, wanted.advertised_host, wanted.ports)
-    lifetimes = parse_config(_configuration_text(answers, wanted.settings), str(directory.config)).lifetimes
-    ceremony = plan(
-        Answers(
-            *(wanted.service_name, wanted.host, wanted.advertised_host, wanted.ports),
-            root=RootAnswers(days=lifetimes.root_days),
-            issuing=IssuingAnswers(days=lifetimes.issuing_days),
-        )
-    )
+    ceremony = plan(Answers(wanted.service_name, wanted.host, wanted.advertised_host, wanted.ports))
+    days = parse_config(_configuration_text(ceremony, wanted.settings), str(directory.config)).lifetimes
+    root, issuing = RootAnswers(days=days.root_days), IssuingAnswers(days=days.issuing_days)
+    ceremony = plan(replace(ceremony.answers, root=root, issuing=issuing))
     install(directory, ceremony, Begun(clock(), ("muster init",)), settings=wanted.settings)
 
 
@@ -89,10 +89,10 @@ def install(directory: DataDirectory, ceremony: Ceremony, begun: Begun, *, setti
     """
 
     def fill(made: DataDirectory) -> Done:
-        text = _configuration_text(ceremony.answers, settings)
+        text = _configuration_text(ceremony, settings)
         config = parse_config(text, str(made.config))
         done = carry_out(made, ceremony, config, begun, clock())
-        with _keys_destroyed_on_failure(ceremony):
+        with _keys_destroyed_on_failure(ceremony, config):
             _put_to_use(made, config, text, done)
         return done
 
@@ -106,9 +106,9 @@ def request(directory: DataDirectory, ceremony: Ceremony, begun: Begun) -> Path:
     """
 
     def fill(made: DataDirectory) -> None:
-        parse_config(_configuration_text(ceremony.answers), str(made.config))
-        csr, keys = make_request(made, ceremony)
-        with _keys_destroyed_on_failure(ceremony):
+        config = configuration_of(ceremony, str(made.config))
+        csr, keys = make_request(made, ceremony, config)
+        with _keys_destroyed_on_failure(ceremony, config):
             replace_file(made.root / REQUEST_NAME, csr)
             write_state(made.ceremony, Waiting(ceremony.answers, begun.at.replace(microsecond=0), begun.commands, keys))
 
@@ -132,12 +132,12 @@ def complete(directory: DataDirectory, outside: OutsideAuthority, begun: Begun) 
     Made in a copy: where a step fails the ceremony waits as before. Raises: ConfigurationRefused, HsmError, OSError.
     """
     ceremony, state = waiting(directory)
-    text = _configuration_text(ceremony.answers)
+    text = _configuration_text(ceremony)
     with _aside(directory) as made:
         shutil.copytree(directory.root, made.root, symlinks=True, dirs_exist_ok=True)
         config = parse_config(text, str(made.config))
         commands = Begun(state.started_at, (*state.commands, *begun.commands))
-        done = go_on(made, ceremony, commands, state.keys, outside, clock())
+        done = go_on(made, ceremony, config, commands, state.keys, outside, clock())
         _put_to_use(made, config, text, done)
         (made.ceremony / "waiting.json").unlink()
         old = _old(directory)
@@ -155,12 +155,13 @@ def discard(directory: DataDirectory) -> list[str]:
     aside = DataDirectory(_beside(directory))
     journal = read_journal(aside.ceremony) if aside.root.is_dir() else None
     if journal is not None:
-        gone = destroy_keys(plan(journal.answers))
+        ceremony = plan(journal.answers)
+        gone = destroy_keys(ceremony, configuration_of(ceremony, str(directory.config)))
         (aside.ceremony / "journal.json").unlink()
         _clear(aside.root, directory.root)
         return gone
     ceremony, _ = waiting(directory)
-    gone = destroy_keys(ceremony)
+    gone = destroy_keys(ceremony, configuration_of(ceremony, str(directory.config)))
     shutil.rmtree(directory.root)
     return gone
 
@@ -275,13 +276,13 @@ def _is_labs(folder: Path) -> bool:
 
 
 @contextmanager
-def _keys_destroyed_on_failure(ceremony: Ceremony) -> Iterator[None]:
+def _keys_destroyed_on_failure(ceremony: Ceremony, config: Config) -> Iterator[None]:
     """The ceremony's tokens are closed again: what fails from here on costs the keys that it made in others' tokens."""
     try:
         yield
     except BaseException as error:
         try:
-            destroy_keys(ceremony)
+            destroy_keys(ceremony, config)
         except (HsmError, ConfigurationRefused, OSError) as why:
             labels = ", ".join(f"{key.token}/{key.label}" for key in ceremony.keys)
             raise HsmError(f"{error}; the keys {labels} could not be destroyed ({why}): remove them") from error
@@ -309,16 +310,42 @@ def free_port(host: str, preferred: int | None) -> int:
 # --- what stands in it ------------------------------------------------------------------------------------------------
 
 
-def _configuration_text(answers: Answers, settings: str = "") -> str:
-    """`muster.toml`: what differs from the defaults, and always where the listeners are."""
+def configuration_of(ceremony: Ceremony, name: str) -> Config:
+    """The configuration that the installation will have. Raises: ConfigurationRefused, with the line."""
+    return parse_config(_configuration_text(ceremony), name)
+
+
+def _configuration_text(ceremony: Ceremony, settings: str = "") -> str:
+    """`muster.toml`: where the listeners are, and what differs from the defaults."""
+    answers = ceremony.answers
     names = ("device_port", "operator_port", "public_port", "mqtt_port")
-    lines = [f'service_name = "{answers.service_name}"', "", "[listen]", f'host = "{answers.host}"']
-    lines += [f'advertised_host = "{answers.advertised_host or answers.host}"']
-    lines += [f"{name} = {port}" for name, port in zip(names, answers.ports, strict=True)]
     assert all(hasattr(Listen(), name) for name in names)  # noqa: S101  a renamed field must not go unnoticed
-    if answers.public_url:
-        lines.append(f'public_url = "{answers.public_url}"')
-    return "\n".join(lines) + "\n" + settings
+    listen: dict[str, object] = {"host": answers.host, "advertised_host": answers.advertised_host or answers.host}
+    listen |= dict(zip(names, answers.ports, strict=True)) | {"public_url": answers.public_url}
+    tokens = {token.role: token.uri or token.label for token in ceremony.tokens}
+    hsm = {"token": tokens[SERVICE], "root_token": tokens.get(ROOT, Hsm().root_token)}
+    pins = {token.label: token.pin for token in ceremony.tokens if token.pin and not token.keeps_pin}
+    text = f"service_name = {toml(answers.service_name)}\n"
+    text += _table("listen", {key: value for key, value in listen.items() if value != ""})
+    text += _table("hsm", {key: value for key, value in hsm.items() if value != getattr(Hsm(), key)})
+    text += _table("hsm.pins", pins)
+    for module, described in answers.modules.items():
+        text += _table(f"hsm.modules.{toml(module)}", to_json(described))
+    days = {"root_days": answers.root.days, "issuing_days": answers.issuing.days}
+    usual = Lifetimes()
+    return text + (settings or _table("lifetimes", {key: n for key, n in days.items() if n != getattr(usual, key)}))
+
+
+def _table(name: str, values: Mapping[str, object]) -> str:
+    lines = [f"{toml(key) if '.' in name else key} = {toml(value)}\n" for key, value in values.items()]
+    return f"\n[{name}]\n{''.join(lines)}" if lines else ""
+
+
+def toml(value: object) -> str:
+    """A value as TOML writes it; a basic string takes the escapes of JSON."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{toml(key)} = {toml(each)}' for key, each in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _put_to_use(directory: DataDirectory, config: Config, text: str, done: Done) -> None:
@@ -346,12 +373,13 @@ def _put_to_use(directory: DataDirectory, config: Config, text: str, done: Done)
 
 
 async def _first_signatures(service: Service, done: Done) -> None:
-    json, text = digests(done.transcript)
-    entry = leaf(service, "ceremony", service.clock(), transcript=json, text=text, plan=done.transcript.plan_sha256)
+    sha256, text = digests(done.transcript)
+    entry = leaf(service, "ceremony", service.clock(), transcript=sha256, text=text, plan=done.transcript.plan_sha256)
     await service.ledger.write(lambda tx: leaves.add(tx, entry))
     await renew_service_certificate(service)
     # Written here and not by `crls.publish`, whose log line would stand in a command's output.
     der = await crls.sign_due(service, service.authorities.active)
-    for name, crl in ((ISSUING, der), (ROOT, done.rows.crl and done.rows.crl["der"])):
-        if crl is not None:
-            replace_file(crls.crl_file(service.directory, name), crl)
+    if der is not None:
+        replace_file(crls.crl_file(service.directory, ISSUING), der)
+    if done.rows.crl is not None:
+        replace_file(crls.crl_file(service.directory, ROOT), done.rows.crl["der"])
