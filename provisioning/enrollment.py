@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from provisioning import attesting
+from provisioning import attesting, challenges
 from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public, verify_endorsement
 from provisioning.attestation.evidence import (
@@ -15,12 +16,14 @@ from provisioning.attestation.evidence import (
     verify_attestation_key,
     verify_evidence,
 )
-from provisioning.attesting import Refused, Taken
+from provisioning.attesting import Refused
+from provisioning.challenges import Answered
 from provisioning.db import commands, devices, enrollments
 from provisioning.db.devices import Record
 from provisioning.issuing import IssuedCertificate, certificate_of, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
 from provisioning.refusals import (
+    ChallengeTaken,
     ChallengeUnknown,
     DeviceRevoked,
     EkNotRegistered,
@@ -55,9 +58,9 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
         ek = verify_endorsement(request, policy.rules, service.clock(), registered)
         ak = verify_attestation_key(request.ak_public)
         selection = select_pcrs(policy.rules, request.pcr_banks)
-        row = attesting.challenge_row(service, "enroll", device, ak, selection, policy)
+        row = challenges.challenge_row(service, "enroll", device, ak, selection, policy)
         intermediates = json.dumps([b64url(der) for der in request.ek_intermediates])
-        challenge = attesting.challenge_message(service, row, ek)
+        challenge = challenges.challenge_message(service, row, ek)
     except Refusal as refusal:
         where = Refused("enroll", source, known.id if known else None, request.serial)
         await attesting.record_refusal(service, refusal, where)
@@ -87,16 +90,20 @@ async def complete_enrollment(
     """Step 2. The same evidence again gets the same answer. `received` are its bytes as they came. Raises: Refusal."""
     received = encode(evidence) if received is None else received
     digest = hashlib.sha256(received).digest()
-    taken = await attesting.take(service, "enroll", enrollment_id, digest, arrived=arrived, device_id=None)
-    if taken.answer is not None:
-        return await _same_answer(service, taken)
-    where = Refused("enroll", source, taken.device.id, taken.device.serial, enrollment_id)
+    found = await service.store.read(
+        lambda tx: challenges.look(tx, service, "enroll", enrollment_id, digest, arrived=arrived, device_id=None)
+    )
+    if found.answer is not None:
+        return await _same_answer(service, found)
+    where = Refused("enroll", source, found.device.id, found.device.serial, enrollment_id, evidence_sha256=digest)
     try:
-        activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
-        where = Refused("enroll", source, taken.device.id, taken.device.serial, enrollment_id, own=True)
-        boot_log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
-        verified = verify_evidence(evidence, boot_log, activated, taken.policy, taken.previous, taken.release_values)
-        return await _issue(service, taken, verified, attesting.stored_form(evidence, received), boot_log)
+        activated = verify_activation(evidence.activation_proof, evidence.csr, found.challenge)
+        where = replace(where, own=True)
+        boot_log = await attesting.boot_log_of(service, found, evidence.boot_log, evidence.boot_log_sha256)
+        verified = verify_evidence(evidence, boot_log, activated, found.policy, found.previous, found.release_values)
+        return await _issue(service, found, verified, attesting.stored_form(evidence, received), boot_log)
+    except ChallengeTaken:  # by other evidence, in between: that one is judged, and this one changes nothing
+        raise
     except Refusal as refusal:
         if refusal.problem not in attesting.TRANSIENT:
             await attesting.record_refusal(service, refusal, where)
@@ -113,7 +120,7 @@ def _ek_id(request: EnrollmentRequest) -> str:
 
 def _look_up(
     tx: Connection, service: Service, request: EnrollmentRequest, ek_id: str
-) -> tuple[Record, attesting.InForce, int]:
+) -> tuple[Record, challenges.InForce, int]:
     """Checks 18 (first part) and 20: which record this TPM is, and its policy. A claimed serial is the record's."""
     device = devices.by_ek(tx, ek_id)
     if device is None:
@@ -126,38 +133,41 @@ def _look_up(
         raise DeviceRevoked(expected="a device in service", actual=device.state)
     if request.profile not in (None, "ldevid"):
         raise ProfileUnknown(expected="ldevid", actual=request.profile)
-    policy = attesting.policy_for(tx, service, device.model)
+    policy = challenges.policy_for(tx, service, device.model)
     since = int((service.clock() - DAY).timestamp())
     passed = 0 if device.state == "registered" else enrollments.passed_since(tx, device.id, since)
     return device, policy, passed
 
 
 async def _issue(
-    service: Service, taken: Taken, verified: VerifiedEvidence, evidence: bytes, boot_log: bytes | None
+    service: Service, answered: Answered, verified: VerifiedEvidence, evidence: bytes, boot_log: bytes | None
 ) -> Issued:
-    device, now = taken.device, service.clock()
-    attesting.verify_same_identity(device, taken, int(now.timestamp()))
-    order = ldevid_order(service, device, verified.csr.spki, taken.challenge.enrollment_id)
+    device, now = answered.device, service.clock()
+    attesting.verify_same_identity(device, answered, int(now.timestamp()))
+    order = ldevid_order(service, device, verified.csr.spki, answered.challenge.enrollment_id)
     entry = leaf(
         service, "attestation", now, device=device.id, flow="enroll", evidence=hashlib.sha256(evidence).digest()
     )
 
     def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
         outcome = attesting.Outcome(evidence, boot_log, verified.tpm, verified.findings, ISSUED, entry)
-        attesting.passed(service, tx, taken, outcome)
+        attesting.passed(service, tx, answered, outcome)
         enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
         commands.forget_session(tx, device.id)
 
-    certificate = await issue(service, order, recorded)
+    def claim(tx: Connection) -> None:
+        challenges.use_up(tx, answered, int(now.timestamp()))
+
+    certificate = await issue(service, order, recorded, claim)
     return _answer(service, device.id, certificate)
 
 
-async def _same_answer(service: Service, taken: Taken) -> Issued:
-    enrollment_id = taken.challenge.enrollment_id
+async def _same_answer(service: Service, answered: Answered) -> Issued:
+    enrollment_id = answered.challenge.enrollment_id
     row = await service.store.read(lambda tx: enrollments.certificate_of_enrollment(tx, enrollment_id))
     if row is None or row.signature is None:
         raise ChallengeUnknown(expected="the certificate of this enrollment", actual="none")
-    return _answer(service, taken.device.id, certificate_of(row))
+    return _answer(service, answered.device.id, certificate_of(row))
 
 
 def _answer(service: Service, device_id: str, certificate: IssuedCertificate) -> Issued:

@@ -10,12 +10,11 @@ from sqlalchemy import Connection
 from provisioning.attestation.keys import spki_of
 from provisioning.attestation.policy import parse_policy
 from provisioning.attestation.structures import parse_public, parse_quote
-from provisioning.attesting import refusal_class
 from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.tbs import assemble
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, RequestMalformed, StateConflict
+from provisioning.refusals import NotFound, RequestMalformed, StateConflict, refusal_class
 from provisioning.service import Service
 from wire.binding import Flow
 from wire.codec import b64url, rfc3339, unb64url

@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.endorsement import verify_endorsement
 from provisioning.attestation.evidence import verify_attestation_key
-from provisioning.attesting import TRANSIENT, InForce, challenge_message, challenge_row, policy_for
+from provisioning.attesting import TRANSIENT
+from provisioning.challenges import InForce, challenge_message, challenge_row, policy_for
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import STRANGERS, leaf

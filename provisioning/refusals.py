@@ -331,6 +331,57 @@ class DeviceKeyReused(Refusal):
     cure = "Make a fresh device key."
 
 
+# --- the key that is to be certified ------------------------------------------------------------------------------
+
+
+class KeyKindRefused(Refusal):
+    code, problem = "MUSTER-KEY-001", Problem.FORBIDDEN
+    title = "The certificate profile does not take keys of this kind"
+    cure = "Make a key of a kind that the profile names (muster profile show NAME)."
+
+
+class KeyTooShort(Refusal):
+    code, problem = "MUSTER-KEY-002", Problem.FORBIDDEN
+    title = "The RSA key is shorter than the certificate profile wants"
+    cure = "Make a longer key, or one on a curve."
+
+
+class KeyExponentRefused(Refusal):
+    code, problem = "MUSTER-KEY-003", Problem.FORBIDDEN
+    title = "The RSA key's public exponent is not sound"
+    cure = "Make a key with the exponent 65537."
+
+
+class KeyIsRoca(Refusal):
+    code, problem = "MUSTER-KEY-004", Problem.FORBIDDEN
+    title = "The RSA key has the ROCA fingerprint (CVE-2017-15361)"
+    cure = "Make a key with another library, or with the module's mended firmware."
+
+
+class KeyWithSmallFactor(Refusal):
+    code, problem = "MUSTER-KEY-005", Problem.FORBIDDEN
+    title = "The RSA modulus has a small prime factor"
+    cure = "Make a fresh key: this one is broken, or was damaged on its way."
+
+
+class KeyPrimesTooClose(Refusal):
+    code, problem = "MUSTER-KEY-006", Problem.FORBIDDEN
+    title = "The RSA key's primes are so close that its modulus is factored at once"
+    cure = "Make a key with another library (CVE-2022-26320)."
+
+
+class KeyIsDebianWeak(Refusal):
+    code, problem = "MUSTER-KEY-007", Problem.FORBIDDEN
+    title = "The key is one of the few that Debian's OpenSSL could make (CVE-2008-0166)"
+    cure = "Make a fresh key on a system with a working random number generator."
+
+
+class KeyPointRefused(Refusal):
+    code, problem = "MUSTER-KEY-008", Problem.FORBIDDEN
+    title = "The key is no sound point on its curve"
+    cure = "Make a fresh key: this one is broken, or everybody's."
+
+
 # --- issuing ------------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +518,24 @@ class StateConflict(Refusal):
     cure = "Look at it first."
 
 
+class ChangeNotReached(Refusal):
+    code, problem = "MUSTER-CA-001", Problem.CONFLICT
+    title = "Devices do not hold a trust bundle that names it yet"
+    cure = "Publish a bundle (muster ca publish) and wait for the devices that muster ca status names; or --force."
+
+
+class StillInUse(Refusal):
+    code, problem = "MUSTER-CA-002", Problem.CONFLICT
+    title = "Devices still depend on what is to be retired"
+    cure = "Have them rotate (muster ca rotate NAME) and wait; or --force, which breaks the devices that are named."
+
+
+class WrongStep(Refusal):
+    code, problem = "MUSTER-CA-003", Problem.CONFLICT
+    title = "An authority or key does not take this step in the state it is in"
+    cure = "Look at muster ca status: the steps are prepare, publish, activate, retire."
+
+
 class NotOnHold(Refusal):
     code, problem = "MUSTER-REV-001", Problem.CONFLICT
     title = "Only what is on hold can be released"
@@ -503,6 +572,12 @@ class TranscriptRefused(Refusal):
     cure = "Compare the paper, the file and the log; find out which of them was changed."
 
 
+class ProfileMalformed(Refusal):
+    code, problem = "MUSTER-PRF-001", Problem.MALFORMED
+    title = "The certificate profile cannot be used"
+    cure = "Correct the lines that are named."
+
+
 class PolicyMalformed(Refusal):
     code, problem = "MUSTER-POL-001", Problem.MALFORMED
     title = "The policy cannot be used"
@@ -513,3 +588,8 @@ class ReleaseRefused(Refusal):
     code, problem = "MUSTER-OTA-001", Problem.CONFLICT
     title = "The release cannot be assigned"
     cure = "Publish it first, for this hardware, with a higher release counter."
+
+
+def refusal_class(code: str) -> type[Refusal]:
+    """The class of a stored refusal."""
+    return next(known for known in Refusal.__subclasses__() if known.code == code)

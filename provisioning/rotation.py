@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
 
-from provisioning import attesting, outbox
+from provisioning import attesting, challenges, outbox
 from provisioning.attestation.evidence import verify_activation, verify_evidence, verify_platform
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
@@ -184,9 +184,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
         await service.ledger.write(lambda tx: commands.hurry(tx, message.device, int(service.clock().timestamp())))
         return
     evidence = message.evidence
-    where = attesting.Refused(
-        "rotate", "mqtt", message.device, taken.device.serial, taken.challenge.enrollment_id, own=True
-    )
+    where = _by_itself(taken)
     try:
         activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
         log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
@@ -257,9 +255,7 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
         await service.ledger.write(lambda tx: outbox.put(tx, service, answer))
         return
     evidence = message.evidence
-    where = attesting.Refused(
-        "attest", "mqtt", message.device, taken.device.serial, taken.challenge.enrollment_id, own=True
-    )
+    where = _by_itself(taken)
     try:
         activated = verify_activation(evidence.activation_proof, b"", taken.challenge)
         log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
@@ -336,7 +332,7 @@ async def _not_late(service: Service, flow: Flow, command: Record, proof: bytes,
     It is asked again. Raises: ChallengeExpired.
     """
     for earlier in outbox.earlier_challenges(command):
-        known = await service.store.read(lambda tx, one=earlier: attesting.open_challenge(tx, service, flow, one))  # type: ignore[misc]  # bound now
+        known = await service.store.read(lambda tx, one=earlier: challenges.open_challenge(tx, service, flow, one))  # type: ignore[misc]  # bound now
         if known is None:
             continue
         with suppress(ActivationProofWrong):
@@ -344,14 +340,31 @@ async def _not_late(service: Service, flow: Flow, command: Record, proof: bytes,
             raise ChallengeExpired(expected="an answer to the last challenge", actual="one to an earlier challenge")
 
 
-async def _take(service: Service, flow: Flow, command: Record, digest: bytes) -> attesting.Taken:
-    challenge_id = outbox.challenge_id(command)
-    return await attesting.take(
-        service, flow, challenge_id, digest, arrived=service.clock(), device_id=command.device_id
+async def _take(service: Service, flow: Flow, command: Record, digest: bytes) -> challenges.Answered:
+    """The command's challenge, taken for this evidence. Raises: as `look` and `use_up` do."""
+    challenge_id, now = outbox.challenge_id(command), service.clock()
+    device = command.device_id
+
+    def write(tx: Connection) -> challenges.Answered:
+        answered = challenges.look(tx, service, flow, challenge_id, digest, arrived=now, device_id=device)
+        if answered.is_open:
+            challenges.use_up(tx, answered, int(now.timestamp()))
+        return answered
+
+    return await service.ledger.write(write)
+
+
+def _by_itself(taken: challenges.Answered) -> attesting.Refused:
+    """The circumstances of a refusal of what a device signed with its key in force."""
+    device, challenge = taken.device, taken.challenge
+    return attesting.Refused(
+        *(challenge.flow, "mqtt", device.id, device.serial, challenge.enrollment_id),
+        own=True,
+        evidence_sha256=taken.evidence_sha256,
     )
 
 
-def _same_ak(taken: attesting.Taken) -> None:
+def _same_ak(taken: challenges.Answered) -> None:
     if taken.ak_name != taken.device.ak_name:
         raise MessageOutOfOrder(expected="the AK on record", actual=taken.ak_name)
 

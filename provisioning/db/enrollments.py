@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, insert, or_, select, update
 
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
@@ -39,6 +39,7 @@ _SUPERSEDE = Prepared(
         certificate.c.device_id == bindparam("device"),
         certificate.c.serial != bindparam("but"),
         certificate.c.state == "issued",
+        certificate.c.profile != "idevid",  # it stays what it is, whatever the device earns with it
     )
     .values(state="superseded", revoke_at=bindparam("end"))
 )
@@ -85,9 +86,12 @@ def passed(tx: Connection, enrollment_id: str, answer: bytes) -> None:
     _PASS(tx, {"one": enrollment_id, "reply": answer})
 
 
-def close(tx: Connection, enrollment_id: str, **columns: object) -> None:
-    """End a challenge; its secret goes."""
-    tx.execute(update(enrollment).where(enrollment.c.id == enrollment_id).values(secret=None, **columns))
+def refuse(tx: Connection, enrollment_id: str, *, refusal_id: str, evidence_sha256: bytes | None) -> None:
+    """End a challenge by evidence that was refused, unless other evidence took it; its secret goes."""
+    taken = and_(enrollment.c.state == "taken", enrollment.c.evidence_sha256 == evidence_sha256)
+    mine = (enrollment.c.id == enrollment_id, or_(enrollment.c.state == "open", taken))
+    ended = {"secret": None, "state": "refused", "refusal_id": refusal_id, "evidence_sha256": evidence_sha256}
+    tx.execute(update(enrollment).where(*mine).values(**ended))
 
 
 def forget_unpassed(tx: Connection, before: int, most: int) -> int:
