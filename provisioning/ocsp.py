@@ -250,8 +250,8 @@ class Responder:
             answering = [one for one in in_use if one.key]
             self._issuers = {way: one for one in answering for way in issuer_ids(*_names_of(one))}
             self._signers.clear()
-        found = {self._issuers.get(one.issuer) for one in asked}
-        return found.pop() if len(found) == 1 else None
+        first = self._issuers.get(asked[0].issuer)
+        return first if all(self._issuers.get(one.issuer) is first for one in asked) else None
 
     async def _signer(self, authority: Authority, now: datetime) -> _Signer:
         known = self._signers.get(authority.name)
