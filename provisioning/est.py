@@ -45,11 +45,13 @@ from provisioning.service import Service
 from wire.binding import key_id
 from wire.codec import b64url
 
-Kind = Literal["token", "idevid", "ldevid", "quarantine"]
+Kind = Literal["token", "idevid", "ldevid", "gateway", "quarantine"]
 """What a caller showed. The certificates' kinds are those of their profiles."""
 ENROLLS: dict[str, frozenset[Kind]] = {"idevid": frozenset({"idevid"}), "token": frozenset({"token", "idevid"})}
 """What opens simpleenroll, by the record's assurance. What is not here opens nothing."""
-RENEWS: frozenset[Kind] = frozenset({"ldevid", "quarantine"})
+RENEWS: frozenset[Kind] = frozenset({"ldevid", "gateway", "quarantine"})
+OF_DEVICES = RENEWS | {"idevid"}
+"""Certificates that speak for a device. Stations, operators and the service have others."""
 DAYS_BY_HEALTH = {"healthy": 30, "unknown": 1}
 """At most so many days for an attested device that was not attested anew. Others attest first."""
 REQUEST_PREFIX = "est."
@@ -139,7 +141,7 @@ async def _by_certificate(service: Service, shown: ClientCertificate) -> Caller:
         raise NotAuthenticated(expected="a certificate in force", actual=f"{found.certificate_state}, or expired")
     if found.state in attesting.FINAL:
         raise DeviceRevoked(expected="a device in service", actual=found.state)
-    if found.certificate_profile not in ("idevid", "ldevid", "quarantine"):
+    if found.certificate_profile not in OF_DEVICES:
         raise NotAuthenticated(expected="a device's certificate", actual=found.certificate_profile)
     return Caller(found, found.certificate_profile, shown.serial, certificate=shown.der)
 
@@ -172,6 +174,7 @@ async def renew(
     """Route simplereenroll (section 4.2.2): the same names, for a while longer. Raises: Refusal."""
     try:
         _verify_label(caller, label)
+        _not_spent(caller)
         if caller.kind not in RENEWS:
             raise CredentialRefused(
                 expected="the LDevID that is renewed, by TLS", actual=f"the credential {caller.kind}"
@@ -190,7 +193,8 @@ def ca_certificates(service: Service) -> list[bytes]:
 
 
 def csr_attributes(service: Service, caller: Caller, *, label: str | None) -> bytes:
-    """What this device's request should hold, DER (section 4.5.2). Raises: ProfileUnknown."""
+    """What this device's request should hold, DER (section 4.5.2). Raises: NotAuthenticated, ProfileUnknown."""
+    _not_spent(caller)
     _verify_label(caller, label)
     return attributes(KeyKind.P256, 0)
 
@@ -205,6 +209,12 @@ def _verify_label(caller: Caller, label: str | None) -> None:
     """A label in the path names a profile; the record alone decides which one. Raises: ProfileUnknown."""
     if label not in (None, caller.device.profile):
         raise ProfileUnknown(expected=caller.device.profile, actual=label)
+
+
+def _not_spent(caller: Caller) -> None:
+    """A used token only gets what it got before. Raises: NotAuthenticated."""
+    if caller.spent:
+        raise NotAuthenticated(expected="a token that can still be used", actual="one that was used")
 
 
 def _may_enroll(caller: Caller) -> None:

@@ -109,4 +109,3 @@ def _alternative_names(extensions: x509.Extensions) -> list[x509.GeneralName]:
         return list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
         return []
-
