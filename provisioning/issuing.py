@@ -67,16 +67,19 @@ class Reserved:
 
 Recorded = Callable[[Connection, IssuedCertificate], None]
 """What else is written in the commit that records a certificate."""
-Claim = Callable[[Connection], None]
-"""What a request stands on and uses up, in the commit that reserves its certificate. It raises what forbids it."""
+Claim = Callable[[Connection, bool], None]
+"""What a request stands on and uses up, in the commit that reserves its certificate. It raises what forbids it.
+
+The second argument: is it there already, because this request, or another one with its id, reserved it before?
+"""
 
 
-def _nothing(_: Connection) -> None:
+def _nothing(_: Connection, _again: bool) -> None:  # noqa: FBT001  the shape of a claim
     """A request that was judged already."""
 
 
 async def issue(service: Service, order: Order, recorded: Recorded, claim: Claim = _nothing) -> IssuedCertificate:
-    """The certificate, durable, and whatever `recorded` writes with it. A repeated request claims nothing again.
+    """The certificate, durable, and whatever `recorded` writes with it.
 
     Raises: DeviceKeyReused, ToBeSignedRefused, SigningUnavailable, StorageUnavailable; what `claim`, `recorded` raise.
     """
@@ -146,6 +149,7 @@ def _reserve(tx: Connection, order: Order, claim: Claim, by: str, tbs: ToBeSigne
     for known in enrollments.certificates_of_request(tx, order.enrollment_id, over):
         if order.enrollment_id is not None and known.enrollment_id == order.enrollment_id:
             if known.signature is not None or known.issuer == by:
+                claim(tx, True)  # noqa: FBT003  again
                 return Reserved(**{name: getattr(known, name) for name in Reserved.__slots__})
             enrollments.give_up(tx, known.serial)  # a crash left it to an authority that signs no more
             continue
@@ -155,7 +159,7 @@ def _reserve(tx: Connection, order: Order, claim: Claim, by: str, tbs: ToBeSigne
             continue
         if isinstance(order.wanted, Ldevid):
             raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {known.serial}")
-    claim(tx)
+    claim(tx, False)  # noqa: FBT003  not there yet
     row: dict[str, Any] = {
         "serial": serial_text(tbs.serial),
         "issuer": by,
