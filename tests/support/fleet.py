@@ -41,7 +41,7 @@ def _pem(der: bytes) -> str:
     return ssl.DER_cert_to_PEM_cert(der)
 
 
-def _member(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, issued, service: Service) -> Member:
+def member(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, issued, service: Service) -> Member:
     plain = name.replace(":", "-")
     certificate_file, key_file = folder / f"{plain}-{issued.serial}.pem", folder / f"{plain}-{issued.serial}.key"
     certificate_file.write_text(_pem(issued.der) + _pem(service.authorities.active.der))
@@ -70,14 +70,14 @@ async def device(service: Service, folder: Path, name: str) -> Member:
 
     await service.ledger.write(add)
     order = Order(Ldevid(name, f"sn-{name}", NAME, spki), name, 30, name)
-    return _member(folder, name, key, await issue(service, order, lambda _tx, _issued: None), service)
+    return member(folder, name, key, await issue(service, order, lambda _tx, _issued: None), service)
 
 
 async def station(service: Service, folder: Path, name: str, budget: int = 100) -> Member:
     """A factory station with its certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     issued = await factory.add_station(service, name, budget, csr(key), by="test")
-    return _member(folder, f"station:{name}", key, issued, service)
+    return member(folder, f"station:{name}", key, issued, service)
 
 
 async def set_state(service: Service, member: Member, state: str) -> None:
