@@ -6,7 +6,7 @@ seconds, and above that of the file that was published last.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from cryptography import x509
 from sqlalchemy import Connection
 
 from ota.files import replace_file
-from provisioning.authorities import ISSUING, Authority, State, ca_public_key
+from provisioning.authorities import ISSUING, Authority, State
 from provisioning.config import DataDirectory, Lifetimes
 from provisioning.db import leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import CaPublicKey, verify
-from provisioning.issuance.profile import Issuer, issuer_of
+from provisioning.issuance.profile import Issuer
 from provisioning.issuance.revocation import REASONS, Revoked, build_crl, check_crl, parse_crl
 from provisioning.issuance.tbs import assemble, serial_text
 from provisioning.journal import leaf
+from provisioning.refusals import StateConflict
 from provisioning.service import Service
 
 GRACE_SECONDS = 60
@@ -68,17 +68,39 @@ async def sign_due(service: Service, authority: Authority, *, patient: bool = Fa
 
     Raises: SigningUnavailable, StorageUnavailable, ToBeSignedRefused.
     """
+    lifetime = timedelta(seconds=service.config.lifetimes.crl_seconds)
+    return await _sign(service, authority, lifetime, patient=patient)
+
+
+async def sign_by_hand(service: Service, authority: Authority) -> bytes:
+    """A new CRL (DER) whether one is due or not: of a root, while its token is there.
+
+    Raises: SigningUnavailable, StorageUnavailable, ToBeSignedRefused, StateConflict.
+    """
+    root = authority.kind != ISSUING
+    days = timedelta(days=service.config.lifetimes.root_crl_days)
+    lifetime = days if root else timedelta(seconds=service.config.lifetimes.crl_seconds)
+    der = await _sign(service, authority, lifetime, forced=True)
+    if der is None:
+        raise StateConflict(expected="nobody else who signs it at the same time", actual="another process did")
+    await publish(service, authority)
+    return der
+
+
+async def _sign(
+    service: Service, authority: Authority, lifetime: timedelta, *, patient: bool = False, forced: bool = False
+) -> bytes | None:
     now = service.clock().astimezone(UTC).replace(microsecond=0)
     lifetimes = service.config.lifetimes
     floor = await asyncio.to_thread(published_number, crl_file(service.directory, authority.name))
 
     def read(tx: Connection) -> Due | None:
-        return due(tx, authority, lifetimes, int(now.timestamp()), floor, patient=patient)
+        return due(tx, authority, lifetimes, int(now.timestamp()), floor, patient=patient, forced=forced)
 
     wanted = await service.store.read(read)
     if wanted is None:
         return None
-    until = now + timedelta(seconds=lifetimes.crl_seconds)
+    until = min(now + lifetime, authority.issuer.not_after)
     tbs = await asyncio.to_thread(_build, wanted, now, until)
     signature = await service.keys.sign(authority.key, tbs)
     der = await asyncio.to_thread(_assemble, wanted, tbs, signature)
@@ -89,12 +111,19 @@ async def sign_due(service: Service, authority: Authority, *, patient: bool = Fa
 
 
 def due(
-    tx: Connection, authority: Authority, lifetimes: Lifetimes, at: int, floor: int, *, patient: bool = False
+    tx: Connection,
+    authority: Authority,
+    lifetimes: Lifetimes,
+    at: int,
+    floor: int,
+    *,
+    patient: bool = False,
+    forced: bool = False,
 ) -> Due | None:
     """What the next CRL of that authority says; None where none is due at that time."""
     last = revocations.crl_head(tx, authority.name)
     covered = 0 if last is None else last.covers
-    if last is not None:
+    if last is not None and not forced:
         changes = revocations.unlisted(tx, authority.name, covered)
         waits = patient and all(change.kind == revocations.GRACE for change in changes)
         pause = GRACE_SECONDS if changes and waits else 0 if changes else lifetimes.crl_refresh_seconds
@@ -112,23 +141,6 @@ def due(
         tuple(_entry(row) for row in rows),
         tuple(row.serial for row in rows if row.crl_number is None),
     )
-
-
-def nothing_revoked(name: str, certificate: bytes, now: datetime) -> Due:
-    """The first CRL of a new authority, whose certificate (DER) is given."""
-    key = ca_public_key(x509.load_der_x509_certificate(certificate))
-    return Due(name, issuer_of(certificate), key, int(now.timestamp()))
-
-
-def sign_offline(wanted: Due, sign: Callable[[bytes], bytes], now: datetime, lifetime: timedelta) -> dict[str, Any]:
-    """The row of a CRL by a key that the service does not have: a root's, in its own token.
-
-    `sign` makes a signature by the key's own algorithm. Raises: ToBeSignedRefused, and whatever `sign` raises.
-    """
-    now = now.astimezone(UTC).replace(microsecond=0)
-    until = min(now + lifetime, wanted.issuer.not_after)
-    tbs = _build(wanted, now, until)
-    return _row(wanted, _assemble(wanted, tbs, sign(tbs)), now, until)
 
 
 async def publish(service: Service, authority: Authority) -> int | None:

@@ -210,6 +210,12 @@ async def show_certificate(service: Service, serial: str) -> Json:
     return _certificate(row)
 
 
+async def list_certificates(service: Service, after: str, limit: int, state: str | None) -> list[Json]:
+    """One page of certificates, in the order of serials, behind `after`; of one state, where it is given."""
+    rows = await service.store.read(lambda tx: enrollments.certificates_after(tx, after, limit, state))
+    return [_certificate(row) for row in rows]
+
+
 async def figures(service: Service) -> Mapping[str, object]:
     """Counts for health and metrics."""
 
@@ -232,7 +238,7 @@ def _device(row: Record) -> Json:
         "model": row.model,
         "assurance": row.assurance,
         "profile": row.profile,
-        "state": row.state,
+        "state": "on-hold" if row.state == "revoked" and row.held_from is not None else row.state,
         "health": row.health,
         "station": row.station,
         "ek_id": row.ek_id,
@@ -247,6 +253,7 @@ def _device(row: Record) -> Json:
 def _certificate(row: Record) -> Json:
     return {
         "serial": row.serial,
+        "issuer": row.issuer,
         "profile": row.profile,
         "subject": row.subject,
         "state": row.state,

@@ -108,18 +108,26 @@ async def release_certificate(service: Service, serial: str, *, by: str) -> Reco
     return await service.ledger.write(write)
 
 
-def revoke_authority(tx: Connection, serial: str, reason: str, *, at: int) -> Record:
-    """In the transaction that records the root's next CRL: a CA certificate ends, for good.
+async def revoke_authority(service: Service, serial: str, reason: str, *, by: str) -> Record:
+    """End an issuing CA's certificate, for good: the next CRL of its root says so (`crls.sign_by_hand`).
 
     Raises: NotFound, RequestMalformed, StateConflict.
     """
     _verify_reason(reason)
-    row = _certificate(tx, serial)
-    if row.profile != "issuing-ca" or reason == HOLD:
-        raise StateConflict(expected="a CA's certificate, for good", actual=f"{row.profile}, {reason}")
-    if not revocations.revoke(tx, serial, at=at, reason=reason):
-        raise StateConflict(expected="a certificate in force", actual=f"revoked: {row.reason}")
-    return row
+    now = service.clock()
+    serial = serial.lower()
+    entry = leaf(service, "revocation", now, serial=serial, reason=reason, by=by)
+
+    def write(tx: Connection) -> Record:
+        row = _certificate(tx, serial)
+        if row.profile != "issuing-ca" or reason == HOLD:
+            raise StateConflict(expected="an issuing CA's certificate, for good", actual=f"{row.profile}, {reason}")
+        if not revocations.revoke(tx, serial, at=int(now.timestamp()), reason=reason):
+            raise StateConflict(expected="a certificate in force", actual=f"revoked: {row.reason}")
+        leaves.add(tx, entry)
+        return row
+
+    return await service.ledger.write(write)
 
 
 async def end_grace(service: Service) -> None:
@@ -141,7 +149,7 @@ async def end_grace(service: Service) -> None:
 
 def state_of(device: Record) -> str:
     """A device's state as a person reads it."""
-    return "on hold" if device.state == "revoked" and device.held_from is not None else str(device.state)
+    return "on-hold" if device.state == "revoked" and device.held_from is not None else str(device.state)
 
 
 def to_throw_off(tx: Connection, changes: Sequence[Record]) -> set[str]:

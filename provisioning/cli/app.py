@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from provisioning.cli import audit, demo, devices, est, explain, factory, ota, owner, policy, simulate, trust
+from provisioning.cli import (
+    audit,
+    certificates,
+    crl,
+    demo,
+    devices,
+    est,
+    explain,
+    factory,
+    ota,
+    owner,
+    policy,
+    simulate,
+    trust,
+)
 from provisioning.cli.failures import described
 from provisioning.cli.output import clean
 
@@ -37,7 +51,7 @@ def _muster(
     """Options of no command in particular."""
 
 
-for module in (owner, audit, factory, devices, est, policy, explain, trust, ota, simulate, demo):
+for module in (owner, audit, factory, devices, certificates, crl, est, policy, explain, trust, ota, simulate, demo):
     module.add_to(app)
 
 

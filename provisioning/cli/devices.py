@@ -24,10 +24,11 @@ from provisioning.cli.output import (
 
 
 class Reason(StrEnum):
-    """Why a device is revoked: the service's own list (`provisioning.revoking.FINAL`)."""
+    """Why something is revoked: the service's own list (`provisioning.issuance.revocation.REASONS`)."""
 
     AFFILIATION_CHANGED = "affiliation-changed"
     CA_COMPROMISE = "ca-compromise"
+    CERTIFICATE_HOLD = "certificate-hold"
     CESSATION_OF_OPERATION = "cessation-of-operation"
     KEY_COMPROMISE = "key-compromise"
     PRIVILEGE_WITHDRAWN = "privilege-withdrawn"
@@ -55,12 +56,13 @@ Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 def add_to(app: typer.Typer) -> None:
     """Put the commands in."""
     group = typer.Typer(
-        help="Devices: list, show, revoke, rotate, approve.", no_args_is_help=True, rich_markup_mode=None
+        help="Devices: list, show, revoke, release, rotate, approve.", no_args_is_help=True, rich_markup_mode=None
     )
     group.command("list", epilog=example("muster devices list --limit 20 -o json"))(list_devices)
     group.command("show", epilog=example("muster devices show gateway-0017"))(show_device)
     group.command("evidence", epilog=example("muster devices evidence gateway-0017 --export proof"))(evidence)
     group.command("revoke", epilog=example("muster devices revoke gateway-0017 --reason key-compromise"))(revoke)
+    group.command("release", epilog=example("muster devices release gateway-0017"))(release)
     group.command("rotate", epilog=example("muster devices rotate gateway-0017"))(rotate)
     group.command("approve", epilog=example("muster devices approve gateway-0017"))(approve)
     app.add_typer(group, name="devices")
@@ -99,8 +101,13 @@ def show_device(name: Name, data_dir: DataDir = None, output: Output = Format.TA
 def revoke(
     name: Name, data_dir: DataDir = None, output: Output = Format.TABLE, reason: Why = Reason.UNSPECIFIED
 ) -> None:
-    """Revoke a device for good: its certificates, its MQTT session, its enrollments."""
+    """Revoke a device: its certificates, its MQTT session, its enrollments. Final, but for certificate-hold."""
     _order(output, data_dir, name, "revoke", {"reason": reason.value})
+
+
+def release(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Bring a device back that is on hold (revoked with --reason certificate-hold)."""
+    _order(output, data_dir, name, "release")
 
 
 def rotate(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:

@@ -136,10 +136,12 @@ def certificates_of(tx: Connection, device_id: str) -> list[Record]:
     return list(tx.execute(mine.order_by(certificate.c.reserved_at, certificate.c.not_before, certificate.c.serial)))
 
 
-def certificates_after(tx: Connection, serial: str, limit: int) -> list[Record]:
-    """At most `limit` certificates behind a serial, in the order of serials."""
-    behind = select(certificate).where(certificate.c.serial > serial).order_by(certificate.c.serial).limit(limit)
-    return list(tx.execute(behind))
+def certificates_after(tx: Connection, serial: str, limit: int, state: str | None = None) -> list[Record]:
+    """At most `limit` certificates behind a serial, in the order of serials; of one state, where it is given."""
+    behind = select(certificate).where(certificate.c.serial > serial)
+    if state is not None:
+        behind = behind.where(certificate.c.state == state)
+    return list(tx.execute(behind.order_by(certificate.c.serial).limit(limit)))
 
 
 def supersede(tx: Connection, device_id: str, *, but: str, revoke_at: int) -> None:

@@ -31,7 +31,7 @@ Name = Annotated[str, Cap(128)]
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """`reason`: one of RFC 5280's, as `revoking.FINAL` names them."""
+    """`reason`: one of RFC 5280's, as `revocation.REASONS` names them. Only `certificate-hold` can be released."""
 
     reason: Annotated[str, Cap(64)] = "unspecified"
 
@@ -122,6 +122,28 @@ async def _evidence(asked: Asked) -> object:
 async def _revoke(asked: Asked) -> object:
     device = await revoking.revoke_device(asked.call.service, asked.name, asked.body.reason, by=asked.operator.name)
     return {"device": device.id, "state": "revoked", "reason": asked.body.reason}
+
+
+async def _release(asked: Asked) -> object:
+    device = await revoking.release_device(asked.call.service, asked.name, by=asked.operator.name)
+    return {"device": device.id, "state": device.held_from}
+
+
+async def _certificates(asked: Asked) -> object:
+    fields = query(asked.call.request, "after", "limit", "state")
+    after, state = fields.get("after", "").lower(), fields.get("state")
+    return {"certificates": await inventory.list_certificates(asked.call.service, after, _limit(fields), state)}
+
+
+async def _revoke_certificate(asked: Asked) -> object:
+    reason = asked.body.reason
+    row = await revoking.revoke_certificate(asked.call.service, asked.name, reason, by=asked.operator.name)
+    return {"serial": row.serial, "device": row.device_id, "state": "revoked", "reason": reason}
+
+
+async def _release_certificate(asked: Asked) -> object:
+    row = await revoking.release_certificate(asked.call.service, asked.name, by=asked.operator.name)
+    return {"serial": row.serial, "device": row.device_id, "released": True}
 
 
 async def _rotate(asked: Asked) -> object:
@@ -217,6 +239,7 @@ TABLE = (
     OperatorRoute("GET", "/api/v1/devices/{name}", Role.VIEWER, _device),
     OperatorRoute("GET", "/api/v1/devices/{name}/evidence", Role.VIEWER, _evidence),
     OperatorRoute("POST", "/api/v1/devices/{name}/revoke", Role.OPERATOR, _revoke, Revocation),
+    OperatorRoute("POST", "/api/v1/devices/{name}/release", Role.OPERATOR, _release),
     OperatorRoute("POST", "/api/v1/devices/{name}/rotate", Role.OPERATOR, _rotate, status=202),
     OperatorRoute("POST", "/api/v1/devices/{name}/approve", Role.OPERATOR, _approve, Approval),
     OperatorRoute("POST", "/api/v1/est-tokens", Role.ADMIN, _create_est_token, NewEstToken, 201),
@@ -228,7 +251,10 @@ TABLE = (
     OperatorRoute("POST", "/api/v1/stations", Role.ADMIN, _add_station, NewStation, 201),
     OperatorRoute("GET", "/api/v1/stations", Role.VIEWER, _stations),
     OperatorRoute("GET", "/api/v1/explain/{name}", Role.VIEWER, _explain),
+    OperatorRoute("GET", "/api/v1/certificates", Role.VIEWER, _certificates),
     OperatorRoute("GET", "/api/v1/certificates/{name}", Role.VIEWER, _certificate),
+    OperatorRoute("POST", "/api/v1/certificates/{name}/revoke", Role.OPERATOR, _revoke_certificate, Revocation),
+    OperatorRoute("POST", "/api/v1/certificates/{name}/release", Role.OPERATOR, _release_certificate),
     OperatorRoute("PUT", "/api/v1/ota/image/{name...}", Role.PUBLISHER, _upload, status=201),
     OperatorRoute("POST", "/api/v1/ota/release", Role.PUBLISHER, _record_releases),
     OperatorRoute("GET", "/api/v1/ota/releases", Role.VIEWER, _releases),
