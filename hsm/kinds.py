@@ -96,6 +96,14 @@ def kind_of(public_key: PublicKey) -> str:
     return f"RSA-{public_key.key_size}" if isinstance(public_key, rsa.RSAPublicKey) else KeyKind.ED25519.value
 
 
+def kind_of_parameters(parameters: bytes) -> str:
+    """The same of CKA_EC_PARAMS alone; empty for a curve that is not used here."""
+    if parameters in _ED25519_NAMES:
+        return KeyKind.ED25519.value
+    name = getattr(CURVES.get(parameters), "name", "")
+    return next((kind.value for kind, curve in _CURVE_OF.items() if curve == name), "")
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """How a token makes a key pair of one kind."""

@@ -16,6 +16,7 @@ from hsm.kinds import (
     decode_ec_point,
     decode_edwards_point,
     decode_rsa,
+    kind_of_parameters,
     reference,
 )
 
@@ -37,6 +38,7 @@ class KeyInfo:
     label: str
     id: bytes
     kind: str  # "ec", "rsa", "ec_edwards", …
+    algorithm: str  # "P-256", "RSA-3072", "Ed25519", …; empty where it is none that is used here
     sensitive: bool
     extractable: bool
     always_sensitive: bool
@@ -130,8 +132,18 @@ def describe_key(key: Any) -> KeyInfo:  # noqa: ANN401 (as above)
         label=key[Attribute.LABEL],
         id=key[Attribute.ID],
         kind=kind.name.lower() if isinstance(kind, KeyType) else f"{kind:#x}",
+        algorithm=_algorithm(kind, key),
         **flags,
     )
+
+
+def _algorithm(kind: Any, key: Any) -> str:  # noqa: ANN401 (as above)
+    try:
+        if kind == KeyType.RSA:
+            return f"RSA-{int.from_bytes(key[Attribute.MODULUS], 'big').bit_length()}"
+        return kind_of_parameters(key[Attribute.EC_PARAMS]) if kind in (KeyType.EC, KeyType.EC_EDWARDS) else ""
+    except pkcs11.AttributeTypeInvalid:
+        return ""
 
 
 def _name(label: str | None, identity: bytes | None) -> dict[str, str | bytes]:

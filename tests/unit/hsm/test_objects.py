@@ -95,7 +95,7 @@ def test_another_curve_is_refused(parameters):
 
 def test_a_good_key_has_no_fault():
     info = describe_key(Key(GOOD))
-    assert info == KeyInfo("issuing", b"\x01", "ec", True, False, True, True, True, True)
+    assert info == KeyInfo("issuing", b"\x01", "ec", "", True, False, True, True, True, True)
     assert protection_faults(info) == []
 
 
