@@ -106,7 +106,9 @@ async def complete_enrollment(
         raise
     except Refusal as refusal:
         if refusal.problem not in attesting.TRANSIENT:
-            await attesting.record_refusal(service, refusal, where)
+            # A spent quota says nothing about what the device runs.
+            own = where.own and not isinstance(refusal, EnrollmentQuotaSpent)
+            await attesting.record_refusal(service, refusal, replace(where, own=own))
         raise
 
 

@@ -16,7 +16,7 @@ from wire.codec import decode
 from wire.messages import Issued
 
 SCRIPT = Path(__file__).with_name("service_killed_at.py")
-POINTS = 8
+POINTS = 10
 """Four commits and one signature, a point before and after each."""
 
 
