@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from provisioning.issuance.check import check_tbs
-from provisioning.issuance.profile import Issuer, Ldevid, build, device_uri, key_id_of
+from provisioning.issuance.extensions import key_id_of
+from provisioning.issuance.profile import Issuer, Ldevid, build, device_uri
 from provisioning.issuance.tbs import serial_of
 
 ROUNDS = 9

@@ -54,7 +54,8 @@ async def add_station(service: Service, name: str, budget: int, csr: bytes, *, b
         devices.put_station(tx, name=name, certificate_serial=certificate.serial, budget=budget, now=at)
         leaves.add(tx, entry)
 
-    order = Order(Station(name, key), station_name(name), service.config.lifetimes.station_days)
+    wanted = Station(name, service.config.service_name, key)
+    order = Order(wanted, station_name(name), service.config.lifetimes.station_days)
     return await issue(service, order, recorded)
 
 

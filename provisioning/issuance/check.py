@@ -1,105 +1,157 @@
-"""The last look before a CA key signs: other code than the builder's reads the bytes again (by `cryptography`)."""
+"""The last look before a CA key signs: other code than the builder's reads the bytes again.
 
+`cryptography` parses them, field by field and extension by extension. What they must say is written by `cryptography`
+too, out of the record and the profile; the comparison is of DER, so that nothing passes that means the same in other
+bytes.
+"""
+
+import hashlib
 import ipaddress
+from datetime import datetime, timedelta
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
 from provisioning.issuance.algorithms import algorithm_in, algorithm_of_spki
+from provisioning.issuance.keys import KeyKind, subject_key
 from provisioning.issuance.profile import (
+    KIND_OF,
+    NO_END,
+    Device,
+    Gateway,
     Issuer,
     IssuingCa,
-    Ldevid,
-    RootCa,
+    OcspResponder,
     ServiceTls,
-    Station,
     Wanted,
-    device_uri,
-    key_id_of,
+    common_name_of,
     service_hosts,
-    station_name,
+    spiffe_id,
 )
+from provisioning.issuance.profiles import CA_KINDS, CertificateProfile, builtin
+from provisioning.issuance.reader import pieces_of
 from provisioning.issuance.tbs import UNPARSED, Profile, ToBeSigned, unsigned
 from provisioning.refusals import Finding, ToBeSignedRefused
 
+BACKDATED_MOST = timedelta(days=1)
+"""How far before now a certificate may begin, for verifiers whose clock is behind."""
 _NO_USAGE = dict.fromkeys(
     ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
     False,
 )
 _SIGN = x509.KeyUsage(digital_signature=True, key_cert_sign=False, crl_sign=False, **_NO_USAGE)
 _CERTIFY = x509.KeyUsage(digital_signature=False, key_cert_sign=True, crl_sign=True, **_NO_USAGE)
-_SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
-_Content = bytes | tuple[tuple[type[x509.GeneralName], object], ...]
-_Extensions = dict[x509.ObjectIdentifier, tuple[bool, _Content]]
-"""By object identifier: critical, and the content (names, key id, else the DER that `cryptography` writes)."""
-_Subject = tuple[tuple[x509.ObjectIdentifier, str | bytes], ...]
+_Extensions = dict[str, tuple[bool, bytes]]
+"""By object identifier in dots: critical, and the content in DER."""
 
 
-def check_tbs(tbs: ToBeSigned, wanted: Wanted, issuer: Issuer | None) -> None:
-    """Do these bytes say what `wanted` and its profile say, and nothing else?
+def check_tbs(
+    tbs: ToBeSigned, wanted: Wanted, issuer: Issuer | None, profile: CertificateProfile | None = None
+) -> None:
+    """Do these bytes say what `wanted` and its profile say, and nothing else? None: the built-in profile of its kind.
 
     Does not judge whether the device may have it: that was decided before. Raises: ToBeSignedRefused, with every
     mismatch as a finding.
     """
-    profile, subject, extensions = _expected(wanted, issuer)
+    kind = KIND_OF[type(wanted)]
+    profile = profile or builtin(kind)
     try:  # cryptography reads a field when it is asked for: every look stands in here
         algorithm = algorithm_of_spki(wanted.public_key) if issuer is None else issuer.algorithm
         found = x509.load_der_x509_certificate(unsigned(tbs.der))
-        signer = found.issuer.public_bytes()
+        raw = pieces_of(tbs.der)
+        read = {each.oid.dotted_string: each.critical for each in found.extensions}
         facts = (
             ("version", x509.Version.v3, found.version),
             ("algorithm", algorithm.name, algorithm_in(tbs.der).name),
-            ("profile", profile, tbs.profile),
+            ("kind", (kind, kind), (tbs.profile, profile.kind)),
             ("serial", tbs.serial, found.serial_number),
             ("serial is positive and has 64 bits or more", True, 2**64 <= tbs.serial < 2**159),
             ("not before", tbs.not_before, found.not_valid_before_utc),
             ("not after", tbs.not_after, found.not_valid_after_utc),
             ("ends after it begins", True, tbs.not_before < tbs.not_after),
-            ("ends with its issuer", True, issuer is None or tbs.not_after <= issuer.not_after),
-            ("issuer", issuer.name if issuer is not None else found.subject.public_bytes(), signer),
-            ("subject", subject, tuple((attribute.oid, attribute.value) for attribute in found.subject)),
-            ("public key", wanted.public_key, found.public_key().public_bytes(*_SPKI)),
-            ("public key, to the byte", True, wanted.public_key in tbs.der),  # 0x06 (hybrid) parses as 0x04 would
-            ("extensions", extensions, {each.oid: (each.critical, _content(each.value)) for each in found.extensions}),
+            ("ends with its issuer", True, _ends_with(issuer, tbs.not_after, kind)),
+            ("lifetime", True, _lasts_as(profile, tbs.not_before, tbs.not_after)),
+            ("issuer", issuer.name if issuer is not None else raw.subject, raw.issuer),
+            ("subject", _subject(wanted), raw.subject),
+            ("public key", wanted.public_key, raw.public_key),
+            ("public key is one", True, found.public_key() is not None),
+            ("public key is good enough", True, _takes(profile, wanted.public_key)),
+            ("extensions", _expected(wanted, issuer), raw.extensions),
+            ("extensions, read again", read, {oid: critical for oid, (critical, _) in raw.extensions.items()}),
         )
     except UNPARSED as error:
         raise ToBeSignedRefused(expected="a certificate that parses", actual=error) from error
     if wrong := tuple(Finding(what, str(right), str(actual)) for what, right, actual in facts if right != actual):
         names = ", ".join(finding.what for finding in wrong)
-        raise ToBeSignedRefused(expected=f"the profile {profile}", actual=f"differs in: {names}", findings=wrong)
+        raise ToBeSignedRefused(expected=f"the profile {profile.name}", actual=f"differs in: {names}", findings=wrong)
 
 
-def _content(value: x509.ExtensionType) -> _Content:
-    if isinstance(value, x509.SubjectAlternativeName):
-        return tuple((type(name), name.value) for name in value)
-    if isinstance(value, x509.SubjectKeyIdentifier):
-        return value.digest
-    return value.public_bytes()
+def _ends_with(issuer: Issuer | None, not_after: datetime, kind: Profile) -> bool:
+    """It ends with its issuer at the latest, unless it is an IDevID without an end (RFC 5280 section 4.1.2.5)."""
+    return issuer is None or not_after <= issuer.not_after or (kind is Profile.IDEVID and not_after == NO_END)
 
 
-def _expected(wanted: Wanted, issuer: Issuer | None) -> tuple[Profile, _Subject, _Extensions]:
-    """Profile, subject and every extension that there may be."""
-    extensions: _Extensions = {x509.SubjectKeyIdentifier.oid: (False, key_id_of(wanted.public_key))}
-    extensions |= _of_issuer(issuer)
-    match wanted:
-        case Ldevid():
-            uri = device_uri(wanted.service_name, wanted.device_id)
-            extensions |= _LEAF | _CLIENT | _names((x509.UniformResourceIdentifier, uri))
-            device: _Subject = ((NameOID.COMMON_NAME, wanted.device_id), (NameOID.SERIAL_NUMBER, wanted.serial_number))
-            return Profile.LDEVID, device, extensions
-        case Station():
-            extensions |= _LEAF | _CLIENT
-            return Profile.STATION, ((NameOID.COMMON_NAME, station_name(wanted.name)),), extensions
-        case ServiceTls():
-            extensions |= _LEAF | _SERVER | _names(*map(_host, service_hosts(wanted)))
-            return Profile.SERVICE_TLS, ((NameOID.COMMON_NAME, wanted.service_name),), extensions
-        case RootCa():
-            return Profile.ROOT_CA, ((NameOID.COMMON_NAME, wanted.common_name),), extensions | _ROOT
-    extensions |= _ISSUING | _permitted(wanted)
-    return Profile.ISSUING_CA, ((NameOID.COMMON_NAME, wanted.common_name),), extensions
+def _lasts_as(profile: CertificateProfile, not_before: datetime, not_after: datetime) -> bool:
+    """An end of its own, where the profile has one; what has none may still be cut to something shorter."""
+    if profile.lifetime is None:
+        return not_after <= NO_END
+    return not_after - not_before <= profile.lifetime + BACKDATED_MOST
+
+
+def _takes(profile: CertificateProfile, spki: bytes) -> bool:
+    """The kind and the size of the key. That it is not a weak one was asked when it was admitted (`weakkeys`)."""
+    key = subject_key(spki)
+    if key is None or key.kind not in profile.keys:
+        return False
+    return key.kind is not KeyKind.RSA or key.bits >= profile.rsa_bits_least
+
+
+def _subject(wanted: Wanted) -> bytes:
+    names = [x509.NameAttribute(NameOID.COMMON_NAME, common_name_of(wanted))]
+    if isinstance(wanted, Device):
+        names.append(x509.NameAttribute(NameOID.SERIAL_NUMBER, wanted.serial_number))
+    return x509.Name(names).public_bytes()
+
+
+def _expected(wanted: Wanted, issuer: Issuer | None) -> _Extensions:
+    """Every extension that there must be; there may be no other."""
+    identifier = _key_id(wanted.public_key)
+    extensions = _of_kind(KIND_OF[type(wanted)]) | _of_issuer(issuer, isinstance(wanted, OcspResponder))
+    extensions |= _fixed((False, x509.SubjectKeyIdentifier(identifier)))
+    if names := _names(wanted):
+        extensions |= _fixed((False, x509.SubjectAlternativeName(names)))
+    if isinstance(wanted, IssuingCa):
+        extensions |= _permitted(wanted)
+    return extensions
+
+
+def _key_id(spki: bytes) -> bytes:
+    """RFC 7093 section 2, method 1: over the content of the BIT STRING."""
+    key = subject_key(spki)
+    if key is None:
+        raise ValueError("the key is of no kind that is certified here")
+    return hashlib.sha256(key.content).digest()[:20]
+
+
+def _names(wanted: Wanted) -> list[x509.GeneralName]:
+    hosts: tuple[str, ...] = ()
+    if isinstance(wanted, ServiceTls):
+        hosts = service_hosts(wanted)
+    elif isinstance(wanted, Gateway):
+        hosts = wanted.hosts
+    names: list[x509.GeneralName] = [_host(host) for host in hosts]
+    if (uri := spiffe_id(wanted)) is not None:
+        names.append(x509.UniformResourceIdentifier(uri))
+    return names
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _permitted(wanted: IssuingCa) -> _Extensions:
@@ -109,30 +161,39 @@ def _permitted(wanted: IssuingCa) -> _Extensions:
     return _fixed((True, x509.NameConstraints(below, None))) if below else {}
 
 
-def _names(*names: tuple[type[x509.GeneralName], object]) -> _Extensions:
-    return {x509.SubjectAlternativeName.oid: (False, names)}
-
-
-def _host(host: str) -> tuple[type[x509.GeneralName], object]:
-    try:
-        return x509.IPAddress, ipaddress.ip_address(host)
-    except ValueError:
-        return x509.DNSName, host
-
-
 def _fixed(*extensions: tuple[bool, x509.ExtensionType]) -> _Extensions:
-    return {value.oid: (critical, value.public_bytes()) for critical, value in extensions}
+    return {value.oid.dotted_string: (critical, value.public_bytes()) for critical, value in extensions}
 
 
-_LEAF = _fixed((True, x509.BasicConstraints(ca=False, path_length=None)), (True, _SIGN))
-_CLIENT = _fixed((False, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])))
-_SERVER = _fixed((False, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])))
-_ROOT = _fixed((True, x509.BasicConstraints(ca=True, path_length=None)), (True, _CERTIFY))
-_ISSUING = _fixed((True, x509.BasicConstraints(ca=True, path_length=0)), (True, _CERTIFY))
+_CLIENT, _SERVER, _RESPONDER = (
+    ExtendedKeyUsageOID.CLIENT_AUTH,
+    ExtendedKeyUsageOID.SERVER_AUTH,
+    ExtendedKeyUsageOID.OCSP_SIGNING,
+)
+_PURPOSES: dict[Profile, list[x509.ObjectIdentifier]] = {
+    Profile.IDEVID: [],
+    Profile.GATEWAY: [_CLIENT, _SERVER],
+    Profile.SERVICE_TLS: [_SERVER],
+    Profile.OCSP_RESPONDER: [_RESPONDER],
+}
+"""Of the end entities; the others are TLS clients."""
+
+
+@lru_cache(maxsize=16)
+def _of_kind(kind: Profile) -> _Extensions:
+    if kind in CA_KINDS:
+        length = None if kind is Profile.ROOT_CA else 0
+        return _fixed((True, x509.BasicConstraints(ca=True, path_length=length)), (True, _CERTIFY))
+    extensions = _fixed((True, x509.BasicConstraints(ca=False, path_length=None)), (True, _SIGN))
+    if purposes := _PURPOSES.get(kind, [_CLIENT]):
+        extensions |= _fixed((False, x509.ExtendedKeyUsage(purposes)))
+    if kind is Profile.OCSP_RESPONDER:
+        extensions |= _fixed((False, x509.OCSPNoCheck()))
+    return extensions
 
 
 @lru_cache(maxsize=64)
-def _of_issuer(issuer: Issuer | None) -> _Extensions:
+def _of_issuer(issuer: Issuer | None, is_responder: bool) -> _Extensions:  # noqa: FBT001  the fact itself, not a flag
     if issuer is None:
         return {}
     extensions = _fixed((False, x509.AuthorityKeyIdentifier(issuer.key_id, None, None)))
@@ -142,7 +203,7 @@ def _of_issuer(issuer: Issuer | None) -> _Extensions:
     access = [
         x509.AccessDescription(method, x509.UniformResourceIdentifier(url))
         for method, url in (
-            (AuthorityInformationAccessOID.OCSP, issuer.ocsp_url),
+            (AuthorityInformationAccessOID.OCSP, None if is_responder else issuer.ocsp_url),
             (AuthorityInformationAccessOID.CA_ISSUERS, issuer.ca_url),
         )
         if url is not None

@@ -5,18 +5,26 @@ The writer is our own because an LDevID is written in the hot path (a tenth of t
 may enter here. Tests hold its output equal to cryptography's builder, byte for byte.
 """
 
-import hashlib
-import ipaddress
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 
 from cryptography import x509
 
 from provisioning.issuance import der
 from provisioning.issuance.algorithms import ECDSA_SHA256, SignatureAlgorithm, algorithm_of, algorithm_of_spki
-from provisioning.issuance.keys import SubjectKey, subject_key
+from provisioning.issuance.extensions import (
+    CLIENT_AUTH,
+    OCSP_SIGNING,
+    SERVER_AUTH,
+    about_issuer,
+    alternative_names,
+    authority,
+    end_entity,
+    no_check,
+    permitted_names,
+    subject_key_id,
+)
 from provisioning.issuance.tbs import Profile, ToBeSigned
 from provisioning.refusals import ToBeSignedRefused
 
@@ -24,12 +32,11 @@ COMMON_NAME_MOST = 64
 """Characters: ub-common-name, RFC 5280 appendix A.1."""
 SERIAL_NUMBER = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 """X520SerialNumber is a PrintableString of 1 to 64 characters (RFC 5280 appendix A.1): no underscore."""
-DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+NO_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""99991231235959Z: no well-defined end (RFC 5280 section 4.1.2.5)."""
 
 _COMMON_NAME = "2.5.4.3"
 _SERIAL_NUMBER = "2.5.4.5"
-_DIGITAL_SIGNATURE, _KEY_CERT_SIGN, _CRL_SIGN = 0, 5, 6
-_OCSP, _CA_ISSUERS = "1.3.6.1.5.5.7.48.1", "1.3.6.1.5.5.7.48.2"
 _VERSION_3 = der.tlv(0xA0, der.integer(2))
 
 
@@ -37,7 +44,7 @@ _VERSION_3 = der.tlv(0xA0, der.integer(2))
 class Ldevid:
     """The identity of an enrolled device (IEEE 802.1AR): id minted by the server, serial as registered.
 
-    `public_key` is a SubjectPublicKeyInfo in DER, here and below.
+    `public_key` is a SubjectPublicKeyInfo in DER, and `service_name` the SPIFFE trust domain, here and below.
     """
 
     device_id: str
@@ -47,10 +54,54 @@ class Ldevid:
 
 
 @dataclass(frozen=True, slots=True)
+class Idevid:
+    """The identity that a device leaves the factory with (IEEE 802.1AR). It is good for enrolling and nothing else.
+
+    Neither its common name nor its SPIFFE id is that of the device in service, and it names no purpose.
+    """
+
+    device_id: str
+    serial_number: str
+    service_name: str
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """What a device holds whose health is in doubt: the way back. Its SPIFFE id is not the device's in service."""
+
+    device_id: str
+    serial_number: str
+    service_name: str
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """An LDevID that may serve TLS as well as use it. `hosts` are DNS names that its profile makes of its id."""
+
+    device_id: str
+    serial_number: str
+    service_name: str
+    hosts: tuple[str, ...]
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Station:
     """A factory station. Its common name holds a colon, which no device id can."""
 
     name: str
+    service_name: str
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A person who operates the fleet. The same holds of its common name."""
+
+    name: str
+    service_name: str
     public_key: bytes
 
 
@@ -60,6 +111,15 @@ class ServiceTls:
 
     service_name: str
     hosts: tuple[str, ...]
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OcspResponder:
+    """Signs OCSP answers for the authority of that name, which issues it (RFC 6960 section 4.2.2.2)."""
+
+    authority: str
+    service_name: str
     public_key: bytes
 
 
@@ -76,7 +136,8 @@ class IssuingCa:
     """Signs end entities and CRLs, and no further CA (path length 0).
 
     `permitted_*`, where any is given, are its name constraints (RFC 5280 section 4.2.1.10): DNS names, hosts in URIs,
-    networks. A kind of name of which none is given stays free.
+    networks. A kind of name of which none is given stays free. `service_name`, where given, makes it the signing
+    certificate of that SPIFFE trust domain.
     """
 
     common_name: str
@@ -84,9 +145,11 @@ class IssuingCa:
     permitted_dns: tuple[str, ...] = ()
     permitted_uri: tuple[str, ...] = ()
     permitted_ip: tuple[str, ...] = ()
+    service_name: str = ""
 
 
-Wanted = Ldevid | Station | ServiceTls | RootCa | IssuingCa
+Device = Ldevid | Idevid | Quarantine | Gateway
+Wanted = Device | Station | Operator | ServiceTls | OcspResponder | RootCa | IssuingCa
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +182,33 @@ def issuer_of(
     return Issuer(name, key_id, ca.not_valid_after_utc, crl_url, ca_url, ocsp_url, algorithm)
 
 
-def key_id_of(public_key: bytes) -> bytes:
-    """Subject key identifier: the leftmost 160 bits of SHA-256 over the key (RFC 7093 section 2, method 1).
-
-    The key is the content of the BIT STRING, without tag, length and number of unused bits. Raises: ToBeSignedRefused.
-    """
-    return hashlib.sha256(_subject_key(public_key).content).digest()[:20]
-
-
 def device_uri(service_name: str, device_id: str) -> str:
     """The device's SPIFFE id: the service name is the trust domain."""
     return f"spiffe://{service_name}/device/{device_id}"
+
+
+def spiffe_id(wanted: Wanted) -> str | None:
+    """The SPIFFE id in that certificate: one at most, and a CA's without a path (X509-SVID sections 2 and 3.2)."""
+    match wanted:
+        case Ldevid() | Gateway():
+            return device_uri(wanted.service_name, wanted.device_id)
+        case Idevid():
+            path = f"/idevid/{wanted.device_id}"
+        case Quarantine():
+            path = f"/quarantine/{wanted.device_id}"
+        case Station():
+            path = f"/station/{wanted.name}"
+        case Operator():
+            path = f"/operator/{wanted.name}"
+        case ServiceTls():
+            path = "/service"
+        case OcspResponder():
+            path = f"/ocsp/{wanted.authority}"
+        case _:
+            path = ""
+    if isinstance(wanted, RootCa) or not wanted.service_name:
+        return None
+    return f"spiffe://{wanted.service_name}{path}"
 
 
 def station_name(name: str) -> str:
@@ -137,9 +216,56 @@ def station_name(name: str) -> str:
     return f"station:{name}"
 
 
+def operator_name(name: str) -> str:
+    """The common name of an operator's certificate."""
+    return f"operator:{name}"
+
+
+def idevid_name(device_id: str) -> str:
+    """The common name of an IDevID."""
+    return f"idevid:{device_id}"
+
+
+def responder_name(authority: str) -> str:
+    """The common name of an OCSP responder."""
+    return f"ocsp:{authority}"
+
+
 def service_hosts(wanted: ServiceTls) -> tuple[str, ...]:
     """Every name and address of the service's certificate, in order, each once."""
     return tuple(dict.fromkeys((wanted.service_name, "localhost", "127.0.0.1", *wanted.hosts)))
+
+
+def common_name_of(wanted: Wanted) -> str:
+    """What the certificate's one common name says."""
+    match wanted:
+        case Ldevid() | Quarantine() | Gateway():
+            return wanted.device_id
+        case Idevid():
+            return idevid_name(wanted.device_id)
+        case Station():
+            return station_name(wanted.name)
+        case Operator():
+            return operator_name(wanted.name)
+        case ServiceTls():
+            return wanted.service_name
+        case OcspResponder():
+            return responder_name(wanted.authority)
+    return wanted.common_name
+
+
+KIND_OF: dict[type[Wanted], Profile] = {
+    RootCa: Profile.ROOT_CA,
+    IssuingCa: Profile.ISSUING_CA,
+    Idevid: Profile.IDEVID,
+    Ldevid: Profile.LDEVID,
+    Quarantine: Profile.QUARANTINE,
+    Gateway: Profile.GATEWAY,
+    Station: Profile.STATION,
+    Operator: Profile.OPERATOR,
+    ServiceTls: Profile.SERVICE_TLS,
+    OcspResponder: Profile.OCSP_RESPONDER,
+}
 
 
 def build(
@@ -156,9 +282,9 @@ def build(
     not_after = not_after.astimezone(UTC).replace(microsecond=0)
     if not not_before < not_after:
         raise ToBeSignedRefused(expected=f"an end after {not_before}", actual=not_after)
-    if issuer is not None and not_after > issuer.not_after:
+    if issuer is not None and not_after > issuer.not_after and not _is_endless(wanted, not_after):
         raise ToBeSignedRefused(expected=f"an end not after the issuer's, {issuer.not_after}", actual=not_after)
-    profile, subject, extensions = _content(wanted)
+    subject = _subject(wanted)
     tbs = der.sequence(
         _VERSION_3,
         der.integer(serial),
@@ -167,118 +293,61 @@ def build(
         der.sequence(der.time(not_before), der.time(not_after)),
         subject,
         wanted.public_key,
-        der.tlv(0xA3, der.sequence(extensions, _key_identifiers(wanted.public_key), _about(issuer))),
+        der.tlv(0xA3, der.sequence(_extensions(wanted), subject_key_id(wanted.public_key), _about(issuer, wanted))),
     )
-    return ToBeSigned(tbs, serial, profile, not_before, not_after)
+    return ToBeSigned(tbs, serial, KIND_OF[type(wanted)], not_before, not_after)
 
 
-def _content(wanted: Wanted) -> tuple[Profile, bytes, bytes]:
-    """Profile, subject and the extensions that the profile fixes."""
+def _is_endless(wanted: Wanted, not_after: datetime) -> bool:
+    """An IDevID may have no end, and so outlives its issuer (IEEE 802.1AR, RFC 5280 section 4.1.2.5)."""
+    return isinstance(wanted, Idevid) and not_after == NO_END
+
+
+def _subject(wanted: Wanted) -> bytes:
+    common_name = common_name_of(wanted)
+    if not 1 <= len(common_name) <= COMMON_NAME_MOST:
+        raise ToBeSignedRefused(expected=f"a common name of 1 to {COMMON_NAME_MOST} characters", actual=common_name)
+    attribute = (_COMMON_NAME, der.UTF8_STRING, common_name)
+    if not isinstance(wanted, Device):
+        return der.distinguished_name(attribute)
+    if not SERIAL_NUMBER.fullmatch(wanted.serial_number):
+        raise ToBeSignedRefused(expected="a serial in PrintableString", actual=wanted.serial_number)
+    return der.distinguished_name(attribute, (_SERIAL_NUMBER, der.PRINTABLE_STRING, wanted.serial_number))
+
+
+def _extensions(wanted: Wanted) -> bytes:
+    """The extensions that the profile and the record fix."""
+    uri = spiffe_id(wanted)
     match wanted:
-        case Ldevid():
-            if not SERIAL_NUMBER.fullmatch(wanted.serial_number):
-                raise ToBeSignedRefused(expected="a serial in PrintableString", actual=wanted.serial_number)
-            subject = der.distinguished_name(
-                (_COMMON_NAME, der.UTF8_STRING, _common_name(wanted.device_id)),
-                (_SERIAL_NUMBER, der.PRINTABLE_STRING, wanted.serial_number),
-            )
-            uri = device_uri(wanted.service_name, wanted.device_id)
-            return Profile.LDEVID, subject, _END_ENTITY_CLIENT + _alternative_names(der.tlv(0x86, _ascii(uri)))
-        case Station():
-            return Profile.STATION, _named(station_name(wanted.name)), _END_ENTITY_CLIENT
+        case Ldevid() | Quarantine() | Station() | Operator():
+            return _CLIENT + alternative_names(uri)
+        case Idevid():
+            return _NO_PURPOSE + alternative_names(uri)
+        case Gateway():
+            return _CLIENT_AND_SERVER + alternative_names(uri, wanted.hosts)
         case ServiceTls():
-            names = b"".join(map(_host, service_hosts(wanted)))
-            return Profile.SERVICE_TLS, _named(wanted.service_name), _END_ENTITY_SERVER + _alternative_names(names)
+            return _SERVER + alternative_names(uri, service_hosts(wanted))
+        case OcspResponder():
+            return _RESPONDER + alternative_names(uri)
         case RootCa():
-            return Profile.ROOT_CA, _named(wanted.common_name), _ca(der.TRUE)
-    return Profile.ISSUING_CA, _named(wanted.common_name), _ca(der.TRUE + der.integer(0)) + _permitted(wanted)
+            return authority(None)
+    permitted = permitted_names(wanted.permitted_dns, wanted.permitted_uri, wanted.permitted_ip)
+    return authority(0) + alternative_names(uri) + permitted
 
 
-def _named(common_name: str) -> bytes:
-    return der.distinguished_name((_COMMON_NAME, der.UTF8_STRING, _common_name(common_name)))
+_NO_PURPOSE = end_entity()
+_CLIENT = end_entity(CLIENT_AUTH)
+_SERVER = end_entity(SERVER_AUTH)
+_CLIENT_AND_SERVER = end_entity(CLIENT_AUTH, SERVER_AUTH)
+_RESPONDER = end_entity(OCSP_SIGNING) + no_check()
 
 
-def _common_name(text: str) -> str:
-    if not 1 <= len(text) <= COMMON_NAME_MOST:
-        raise ToBeSignedRefused(expected=f"a common name of 1 to {COMMON_NAME_MOST} characters", actual=text)
-    return text
+def _about(issuer: Issuer | None, wanted: Wanted) -> bytes:
+    """The extensions that depend on the issuer. A root's may be left out (RFC 5280 section 4.2.1.1).
 
-
-def _ascii(text: str) -> bytes:
-    if not (text.isascii() and text.isprintable()):
-        raise ToBeSignedRefused(expected="an ASCII name", actual=text)
-    return text.encode()
-
-
-def _host(host: str) -> bytes:
-    """A GeneralName: iPAddress where the text is an address, else dNSName."""
-    try:
-        return der.tlv(0x87, ipaddress.ip_address(host).packed)
-    except ValueError:
-        if not DNS_NAME.fullmatch(host):
-            raise ToBeSignedRefused(expected="a DNS name in lower case, or an address", actual=host) from None
-        return der.tlv(0x82, host.encode())
-
-
-def _ca(basic_constraints: bytes) -> bytes:
-    return der.extension("2.5.29.19", der.sequence(basic_constraints), critical=True) + der.extension(
-        "2.5.29.15", der.named_bits({_KEY_CERT_SIGN, _CRL_SIGN}), critical=True
-    )
-
-
-def _permitted(wanted: IssuingCa) -> bytes:
-    networks = (ipaddress.ip_network(text) for text in wanted.permitted_ip)
-    names = [
-        *(der.tlv(0x82, _ascii(name)) for name in wanted.permitted_dns),
-        *(der.tlv(0x86, _ascii(name)) for name in wanted.permitted_uri),
-        *(der.tlv(0x87, each.network_address.packed + each.netmask.packed) for each in networks),
-    ]
-    subtrees = der.tlv(0xA0, b"".join(map(der.sequence, names)))  # minimum is 0 and not written, maximum is absent
-    return der.extension("2.5.29.30", der.sequence(subtrees), critical=True) if names else b""
-
-
-def _end_entity(purpose: str) -> bytes:
-    return (
-        der.extension("2.5.29.19", der.sequence(), critical=True)
-        + der.extension("2.5.29.15", der.named_bits({_DIGITAL_SIGNATURE}), critical=True)
-        + der.extension("2.5.29.37", der.sequence(der.oid(purpose)))
-    )
-
-
-_END_ENTITY_SERVER = _end_entity("1.3.6.1.5.5.7.3.1")
-_END_ENTITY_CLIENT = _end_entity("1.3.6.1.5.5.7.3.2")
-
-
-def _alternative_names(names: bytes) -> bytes:
-    return der.extension("2.5.29.17", der.sequence(names))
-
-
-_SUBJECT_KEY_ID = der.oid("2.5.29.14")
-
-
-def _key_identifiers(public_key: bytes) -> bytes:
-    return der.sequence(_SUBJECT_KEY_ID, der.tlv(der.OCTET_STRING, der.tlv(der.OCTET_STRING, key_id_of(public_key))))
-
-
-@lru_cache(maxsize=64)
-def _about(issuer: Issuer | None) -> bytes:
-    """The extensions that depend on the issuer alone. A root's may be left out (RFC 5280 section 4.2.1.1)."""
+    Nobody is sent to a responder to ask about that responder.
+    """
     if issuer is None:
         return b""
-    authority = der.extension("2.5.29.35", der.sequence(der.tlv(0x80, issuer.key_id)))
-    if issuer.crl_url is not None:
-        full_name = der.tlv(0xA0, der.tlv(0xA0, der.tlv(0x86, _ascii(issuer.crl_url))))
-        authority += der.extension("2.5.29.31", der.sequence(der.sequence(full_name)))
-    access = [
-        der.sequence(der.oid(method), der.tlv(0x86, _ascii(url)))
-        for method, url in ((_OCSP, issuer.ocsp_url), (_CA_ISSUERS, issuer.ca_url))
-        if url is not None
-    ]
-    return authority + (der.extension("1.3.6.1.5.5.7.1.1", der.sequence(*access)) if access else b"")
-
-
-def _subject_key(public_key: bytes) -> SubjectKey:
-    key = subject_key(public_key)
-    if key is None:
-        raise ToBeSignedRefused(expected="a key on P-256, P-384, P-521, Ed25519, or RSA", actual=public_key)
-    return key
+    ocsp_url = None if isinstance(wanted, OcspResponder) else issuer.ocsp_url
+    return about_issuer(issuer.key_id, issuer.crl_url, ocsp_url, issuer.ca_url)

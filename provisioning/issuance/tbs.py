@@ -23,13 +23,18 @@ UNPARSED = (
 
 
 class Profile(StrEnum):
-    """The kinds of certificate. The values stand in the database and in exports."""
+    """The kinds of certificate. A certificate profile (`profiles`) is of one kind, and says the rest."""
 
     ROOT_CA = "root-ca"
     ISSUING_CA = "issuing-ca"
+    IDEVID = "idevid"
     LDEVID = "ldevid"
+    QUARANTINE = "quarantine"
+    GATEWAY = "gateway"
     STATION = "station"
+    OPERATOR = "operator"
     SERVICE_TLS = "service-tls"
+    OCSP_RESPONDER = "ocsp-responder"
 
 
 @dataclass(frozen=True, slots=True)
