@@ -6,7 +6,7 @@ seconds, and above that of the file that was published last.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from cryptography import x509
 from sqlalchemy import Connection
 
 from ota.files import replace_file
-from provisioning.authorities import ISSUING, Authority, State
+from provisioning.authorities import ISSUING, Authority, State, ca_public_key
 from provisioning.config import DataDirectory, Lifetimes
 from provisioning.db import leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import CaPublicKey, verify
-from provisioning.issuance.profile import Issuer
+from provisioning.issuance.profile import Issuer, issuer_of
 from provisioning.issuance.revocation import REASONS, Revoked, build_crl, check_crl, parse_crl
 from provisioning.issuance.tbs import assemble, serial_text
 from provisioning.journal import leaf
@@ -141,6 +142,23 @@ def due(
         tuple(_entry(row) for row in rows),
         tuple(row.serial for row in rows if row.crl_number is None),
     )
+
+
+def nothing_revoked(name: str, certificate: bytes, now: datetime) -> Due:
+    """The first CRL of a new authority, whose certificate (DER) is given."""
+    key = ca_public_key(x509.load_der_x509_certificate(certificate))
+    return Due(name, issuer_of(certificate), key, int(now.timestamp()))
+
+
+def sign_offline(wanted: Due, sign: Callable[[bytes], bytes], now: datetime, lifetime: timedelta) -> dict[str, Any]:
+    """The row of a CRL by a key that no service has: a root's, in its ceremony.
+
+    `sign` makes a signature by the key's own algorithm. Raises: ToBeSignedRefused, and whatever `sign` raises.
+    """
+    now = now.astimezone(UTC).replace(microsecond=0)
+    until = min(now + lifetime, wanted.issuer.not_after)
+    tbs = _build(wanted, now, until)
+    return _row(wanted, _assemble(wanted, tbs, sign(tbs)), now, until)
 
 
 async def publish(service: Service, authority: Authority) -> int | None:
