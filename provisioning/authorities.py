@@ -5,7 +5,7 @@ when it changed something itself. What must not be a second late asks the databa
 (`issuing`: nothing is reserved under an authority that is not active).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,9 +23,10 @@ from provisioning.db.store import Store
 from provisioning.issuance.algorithms import CaPublicKey, algorithm_of
 from provisioning.issuance.profile import Issuer, issuer_of
 from provisioning.refusals import NotFound, SigningUnavailable
-from wire.codec import b64url, encode, parse_json, unb64url
+from wire.codec import b64url, decode, encode, parse_json, unb64url
+from wire.messages import BUNDLE_MOST, TrustBundle
 
-ROOT, ISSUING = "root", "issuing"
+ROOT, ISSUING, COMMAND, LOG, TRUST = "root", "issuing", "command", "log", "trust"
 """The kinds; also the names of the first of each. Later ones are `root-2`, `issuing-2`, …"""
 CHAIN_MOST = 256 * 1024
 
@@ -34,7 +35,7 @@ class State(StrEnum):
     """Where an authority stands. The changes are in `rollover.NEXT`."""
 
     PREPARED = "prepared"
-    """It has a key, and a certificate where one was brought in; it signs nothing."""
+    """It has a key, and a certificate unless that is awaited; it signs no certificate. Its CRL is there beforehand."""
     ACTIVE = "active"
     """It signs. There is one of each kind at most."""
     RETIRING = "retiring"
@@ -56,28 +57,38 @@ class Authority:
     der: bytes
     chain: tuple[bytes, ...]
     """DER, from itself to its root."""
+    others: tuple[bytes, ...]
+    """DER: more certificates over the same key, by other CAs."""
     issuer: Issuer
     """What certificates say about it."""
 
     @property
-    def may_issue(self) -> bool:
-        """Does it sign certificates?"""
-        return self.state is State.ACTIVE
+    def spki(self) -> bytes:
+        """Its public key as SubjectPublicKeyInfo, DER."""
+        return self.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
-    @property
-    def may_revoke(self) -> bool:
-        """Does it sign CRLs and OCSP answers?"""
-        return self.state in (State.ACTIVE, State.RETIRING)
+
+@dataclass(frozen=True, slots=True)
+class OwnKey:
+    """A key without certificate that devices know by the trust bundle: the commands' or the log's."""
+
+    name: str
+    state: State
+    key: str
+    spki: bytes
 
 
 class Authorities:
-    """All of them. Reading is free of locks: what is held is one tuple, replaced whole."""
+    """All of them. Reading is free of locks: what is held are tuples, each replaced whole."""
 
     def __init__(self, public_url: str | None = None) -> None:
         """`public_url` is where the public listener is reached; None: certificates name no addresses."""
         self.public_url = public_url
+        self.bundles: Mapping[int, TrustBundle] = {}
+        """Every trust bundle that was published, by its version."""
         self._rows: list[Record] = []
         self._all: tuple[Authority, ...] = ()
+        self._keys: Mapping[str, tuple[OwnKey, ...]] = {}
 
     @property
     def all(self) -> tuple[Authority, ...]:
@@ -95,9 +106,14 @@ class Authorities:
                 return one
         raise SigningUnavailable(expected="an active issuing authority", actual="none")
 
+    @property
+    def bundle_version(self) -> int:
+        """The version of the trust bundle that was published last; 0 where none is on record."""
+        return max(self.bundles, default=0)
+
     def of_kind(self, kind: str, *states: State) -> tuple[Authority, ...]:
-        """The authorities of a kind in these states."""
-        return tuple(one for one in self._all if one.kind == kind and one.state in states)
+        """The authorities of a kind, in these states where any are given."""
+        return tuple(one for one in self._all if one.kind == kind and (not states or one.state in states))
 
     def named(self, name: str) -> Authority:
         """The authority of that name. Raises: NotFound."""
@@ -106,12 +122,33 @@ class Authorities:
                 return one
         raise NotFound(expected="the name of an authority", actual=name)
 
+    def signing_key(self, kind: str, holds: int | None = None) -> str:
+        """What `service.keys` knows the key by that signs now: `command` or `log`.
+
+        `holds`: the version of the trust bundle that a device holds. Where that bundle does not name the active key and
+        names one that is retiring, it is that one: who was away during a change is still spoken to.
+        """
+        known = self._keys.get(kind, ())
+        active = next((one for one in known if one.state is State.ACTIVE), None)
+        if active is None:
+            return kind
+        bundle = None if holds is None else self.bundles.get(holds)
+        if bundle is None or active.spki in bundle.command_keys:
+            return active.key
+        retiring = (one.key for one in known if one.state is State.RETIRING and one.spki in bundle.command_keys)
+        return next(retiring, active.key)
+
     def load(self, tx: Connection) -> bool:
-        """Read the table. Was it another one than before?"""
-        rows = authorities.every(tx)
-        if rows == self._rows:
+        """Read the tables. Was it anything else than before?"""
+        rows, newest = authorities.every(tx), authorities.newest_bundle_version(tx)
+        if rows == self._rows and newest == self.bundle_version:
             return False
         self._all = tuple(authority_of(row, self.public_url) for row in rows if row.certificate)
+        own = [(row.kind, _own_key(row)) for row in rows if row.kind in (COMMAND, LOG) and row.public_key]
+        self._keys = {kind: tuple(key for of, key in own if of == kind) for kind in (COMMAND, LOG)}
+        self.bundles = {
+            row.version: decode(TrustBundle, row.content, limit=BUNDLE_MOST) for row in authorities.bundles(tx)
+        }
         self._rows = rows
         return True
 
@@ -120,10 +157,13 @@ class Authorities:
         return await store.read(self.load)
 
 
+def _own_key(row: Record) -> OwnKey:
+    return OwnKey(row.name, State(row.state), row.key, row.public_key)
+
+
 def authority_of(row: Record, public_url: str | None) -> Authority:
     """The authority that a row is."""
     certificate = x509.load_der_x509_certificate(row.certificate)
-    above = [unb64url(text) for text in parse_json(row.chain.encode(), limit=CHAIN_MOST)]
     return Authority(
         name=row.name,
         kind=row.kind,
@@ -132,7 +172,8 @@ def authority_of(row: Record, public_url: str | None) -> Authority:
         certificate=certificate,
         public_key=ca_public_key(certificate),
         der=row.certificate,
-        chain=(row.certificate, *above),
+        chain=(row.certificate, *certificates_in(row.chain)),
+        others=certificates_in(row.others),
         issuer=issuer_of(row.certificate, **_addresses(row.name, public_url)),
     )
 
@@ -188,6 +229,11 @@ def authority_row(
         "created_at": at,
         "activated_at": at if state is State.ACTIVE else None,
     }
+
+
+def certificates_in(text: str) -> tuple[bytes, ...]:
+    """The certificates of a stored list."""
+    return tuple(unb64url(one) for one in parse_json(text.encode(), limit=CHAIN_MOST))
 
 
 def chain_text(above: Sequence[bytes]) -> str:

@@ -162,6 +162,25 @@ class Registered:
     budget_left: int
 
 
+@dataclass(frozen=True, slots=True)
+class IdevidRequest:
+    """A device without a TPM: a station vouches for it, and its key gets an IDevID. `csr` is PKCS#10, DER."""
+
+    serial: Identifier
+    model: Identifier
+    csr: Annotated[bytes, Cap(CSR_MOST)]
+
+
+@dataclass(frozen=True, slots=True)
+class IdevidIssued:
+    """The answer. `chain` runs from the issuing CA to the root, DER."""
+
+    device_id: Identifier
+    certificate: Certificate
+    chain: Annotated[tuple[Certificate, ...], Cap(4)]
+    budget_left: int
+
+
 # --- MQTT: every message is the payload of an envelope ------------------------------------------------------------
 
 
@@ -344,6 +363,8 @@ TIME_PAYLOAD_TYPE = "application/vnd.muster.time.v1+json"
 
 PublicKey = Annotated[bytes, Cap(512)]
 """SubjectPublicKeyInfo, DER."""
+CaKey = Annotated[bytes, Cap(2048)]
+"""The same, of any kind that a CA may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +372,8 @@ class TrustBundle:
     """The one target of the trust repository: everything that a device trusts, beyond its anchor.
 
     `image_root` and `director_root` are TUF root metadata, as their own signed bytes. Key ids are the SHA-256 of the
-    SubjectPublicKeyInfo, in hex.
+    SubjectPublicKeyInfo, in hex. `issuing_keys`, where there are any, are the keys of the CAs that may stand right
+    above a certificate of this service or of its devices: a retired one counts no more, although a root signed it.
     """
 
     version: int
@@ -361,6 +383,7 @@ class TrustBundle:
     log_keys: Annotated[tuple[PublicKey, ...], Cap(8)]
     director_root: Annotated[bytes, Cap(64 * 1024)] | None = None
     image_root: Annotated[bytes, Cap(64 * 1024)] | None = None
+    issuing_keys: Annotated[tuple[CaKey, ...], Cap(8)] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from provisioning import inventory, outbox, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
 from provisioning.factory import add_station
+from provisioning.http import ca
 from provisioning.http.auth import operator_of
 from provisioning.http.exchange import NO_STORE, Call, Route, query, reply
 from provisioning.http.files import receive_file
@@ -259,6 +260,18 @@ TABLE = (
     OperatorRoute("POST", "/api/v1/ota/release", Role.PUBLISHER, _record_releases),
     OperatorRoute("GET", "/api/v1/ota/releases", Role.VIEWER, _releases),
     OperatorRoute("POST", "/api/v1/ota/assign", Role.OPERATOR, _assign, NewAssignment),
+    OperatorRoute("GET", "/api/v1/ca", Role.VIEWER, ca.show),
+    OperatorRoute("POST", "/api/v1/ca", Role.ADMIN, ca.begin, ca.NewAuthority, 201),
+    OperatorRoute("POST", "/api/v1/ca-published", Role.ADMIN, ca.note_published),
+    OperatorRoute("POST", "/api/v1/ca-signatures/{name}", Role.ADMIN, ca.take_signature, ca.NewSignature),
+    OperatorRoute("GET", "/api/v1/ca/{name}", Role.VIEWER, ca.show_one),
+    OperatorRoute("PUT", "/api/v1/ca/{name}/key", Role.ADMIN, ca.note_key, ca.NewKey),
+    OperatorRoute("GET", "/api/v1/ca/{name}/request", Role.ADMIN, ca.request),
+    OperatorRoute("PUT", "/api/v1/ca/{name}/certificate", Role.ADMIN, ca.take_outside, ca.NewChain),
+    OperatorRoute("POST", "/api/v1/ca/{name}/tasks", Role.ADMIN, ca.tasks),
+    OperatorRoute("POST", "/api/v1/ca/{name}/activate", Role.ADMIN, ca.activate, ca.Change),
+    OperatorRoute("POST", "/api/v1/ca/{name}/retire", Role.ADMIN, ca.retire, ca.Change),
+    OperatorRoute("POST", "/api/v1/ca/{name}/rotate", Role.OPERATOR, ca.rotate, ca.Rotations, 202),
     OperatorRoute("GET", "/api/v1/health", Role.VIEWER, _health),
     OperatorRoute("GET", "/metrics", Role.VIEWER, _metrics),
 )
