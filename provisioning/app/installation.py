@@ -7,17 +7,18 @@ an installation and goes away; keys that it may have made in tokens that were th
 import asyncio
 import errno
 import fcntl
-import json
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
 from hsm.errors import HsmError
@@ -26,11 +27,12 @@ from provisioning import crls
 from provisioning.access import Role as OperatorRole
 from provisioning.app.ceremony import Begun, Done, carry_out, go_on, make_request
 from provisioning.app.ceremony_answers import Answers, IssuingAnswers, RootAnswers
-from provisioning.app.ceremony_plan import SERVICE, Ceremony, plan
+from provisioning.app.ceremony_plan import ISSUING_KEY, Ceremony, hosts_of, plan
 from provisioning.app.ceremony_state import Journal, Waiting, read_journal, read_waiting, write_state
 from provisioning.app.ceremony_tokens import destroy_keys
-from provisioning.app.ceremony_transcript import digests
+from provisioning.app.ceremony_transcript import digests, key_sha256
 from provisioning.app.compose import clock, compose, open_database
+from provisioning.app.configuration import configuration_of, configuration_text
 from provisioning.app.credentials import hash_token, renew_service_certificate
 from provisioning.authorities import ISSUING, ROOT, write_files
 from provisioning.config import (
@@ -39,17 +41,14 @@ from provisioning.config import (
     Config,
     ConfigurationRefused,
     DataDirectory,
-    Hsm,
-    Lifetimes,
-    Listen,
     parse_config,
 )
 from provisioning.db import authorities, devices, enrollments, leaves, revocations
 from provisioning.db.schema import migrate
 from provisioning.issuance.outside import OutsideAuthority
+from provisioning.issuance.profile import device_uri
 from provisioning.journal import leaf
 from provisioning.service import Service
-from wire.codec import to_json
 
 REQUEST_NAME = "issuing.csr"
 T = TypeVar("T")
@@ -76,8 +75,9 @@ def initialize(directory: DataDirectory, wanted: Installation) -> None:
     Raises: ConfigurationRefused, HsmError, OSError.
     """
     ceremony = plan(Answers(wanted.service_name, wanted.host, wanted.advertised_host, wanted.ports))
-    days = parse_config(_configuration_text(ceremony, wanted.settings), str(directory.config)).lifetimes
-    root, issuing = RootAnswers(days=days.root_days), IssuingAnswers(days=days.issuing_days)
+    days = parse_config(configuration_text(ceremony, wanted.settings), str(directory.config)).lifetimes
+    root = RootAnswers(days=days.root_days, crl_days=days.root_crl_days)
+    issuing = IssuingAnswers(days=days.issuing_days)
     ceremony = plan(replace(ceremony.answers, root=root, issuing=issuing))
     install(directory, ceremony, Begun(clock(), ("muster init",)), settings=wanted.settings)
 
@@ -89,7 +89,7 @@ def install(directory: DataDirectory, ceremony: Ceremony, begun: Begun, *, setti
     """
 
     def fill(made: DataDirectory) -> Done:
-        text = _configuration_text(ceremony, settings)
+        text = configuration_text(ceremony, settings)
         config = parse_config(text, str(made.config))
         done = carry_out(made, ceremony, config, begun, clock())
         with _keys_destroyed_on_failure(ceremony, config):
@@ -126,13 +126,29 @@ def waiting(directory: DataDirectory) -> tuple[Ceremony, Waiting]:
     return plan(state.answers), state
 
 
+def outside_wishes(directory: DataDirectory) -> tuple[bytes, tuple[str, ...]]:
+    """What the outside CA's certificate must fit: our key (SubjectPublicKeyInfo, DER), and the names below it.
+
+    Raises: ConfigurationRefused, where the request is not the one that the ceremony made.
+    """
+    ceremony, state = waiting(directory)
+    file = directory.root / REQUEST_NAME
+    key = x509.load_pem_x509_csr(file.read_bytes()).public_key()
+    known = {record.label: record.sha256 for record in state.keys}
+    if key_sha256(key) != known[ISSUING_KEY]:
+        raise ConfigurationRefused(f"{file}: is not over the key that the ceremony made; restore it")
+    name = ceremony.answers.service_name
+    names = (name, "localhost", "127.0.0.1", *hosts_of(ceremony.answers), device_uri(name, "any"))
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), names
+
+
 def complete(directory: DataDirectory, outside: OutsideAuthority, begun: Begun) -> Done:
     """The rest of a ceremony that waited, with the outside CA's certificate, which is verified.
 
     Made in a copy: where a step fails the ceremony waits as before. Raises: ConfigurationRefused, HsmError, OSError.
     """
     ceremony, state = waiting(directory)
-    text = _configuration_text(ceremony)
+    text = configuration_text(ceremony)
     with _aside(directory) as made:
         shutil.copytree(directory.root, made.root, symlinks=True, dirs_exist_ok=True)
         config = parse_config(text, str(made.config))
@@ -171,7 +187,7 @@ def discard(directory: DataDirectory) -> list[str]:
 
 def _built(directory: DataDirectory, ceremony: Ceremony, begun: Begun, fill: Callable[[DataDirectory], T]) -> T:
     """Fill a folder beside and put it in place; where that fails nothing is left."""
-    _refuse_occupied(directory)
+    refuse_occupied(directory)
     directory.root.parent.mkdir(parents=True, exist_ok=True)
     with _aside(directory) as made:
         foreign = {token.role: token.label for token in ceremony.tokens if not token.is_made}
@@ -257,7 +273,8 @@ def _restore(directory: DataDirectory) -> None:
         _old(directory).rename(directory.root)
 
 
-def _refuse_occupied(directory: DataDirectory) -> None:
+def refuse_occupied(directory: DataDirectory) -> None:
+    """Only an absent folder, or one that the demo alone uses, becomes one. Raises: ConfigurationRefused."""
     _restore(directory)
     if directory.config.is_file():
         msg = f"{directory.root}: is a Muster data directory already; remove it, or take another --data-dir"
@@ -308,44 +325,6 @@ def free_port(host: str, preferred: int | None) -> int:
 
 
 # --- what stands in it ------------------------------------------------------------------------------------------------
-
-
-def configuration_of(ceremony: Ceremony, name: str) -> Config:
-    """The configuration that the installation will have. Raises: ConfigurationRefused, with the line."""
-    return parse_config(_configuration_text(ceremony), name)
-
-
-def _configuration_text(ceremony: Ceremony, settings: str = "") -> str:
-    """`muster.toml`: where the listeners are, and what differs from the defaults."""
-    answers = ceremony.answers
-    names = ("device_port", "operator_port", "public_port", "mqtt_port")
-    assert all(hasattr(Listen(), name) for name in names)  # noqa: S101  a renamed field must not go unnoticed
-    listen: dict[str, object] = {"host": answers.host, "advertised_host": answers.advertised_host or answers.host}
-    listen |= dict(zip(names, answers.ports, strict=True)) | {"public_url": answers.public_url}
-    tokens = {token.role: token.uri or token.label for token in ceremony.tokens}
-    hsm = {"token": tokens[SERVICE], "root_token": tokens.get(ROOT, Hsm().root_token)}
-    pins = {token.label: token.pin for token in ceremony.tokens if token.pin and not token.keeps_pin}
-    text = f"service_name = {toml(answers.service_name)}\n"
-    text += _table("listen", {key: value for key, value in listen.items() if value != ""})
-    text += _table("hsm", {key: value for key, value in hsm.items() if value != getattr(Hsm(), key)})
-    text += _table("hsm.pins", pins)
-    for module, described in answers.modules.items():
-        text += _table(f"hsm.modules.{toml(module)}", to_json(described))
-    days = {"root_days": answers.root.days, "issuing_days": answers.issuing.days}
-    usual = Lifetimes()
-    return text + (settings or _table("lifetimes", {key: n for key, n in days.items() if n != getattr(usual, key)}))
-
-
-def _table(name: str, values: Mapping[str, object]) -> str:
-    lines = [f"{toml(key) if '.' in name else key} = {toml(value)}\n" for key, value in values.items()]
-    return f"\n[{name}]\n{''.join(lines)}" if lines else ""
-
-
-def toml(value: object) -> str:
-    """A value as TOML writes it; a basic string takes the escapes of JSON."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{toml(key)} = {toml(each)}' for key, each in value.items())}}}"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _put_to_use(directory: DataDirectory, config: Config, text: str, done: Done) -> None:

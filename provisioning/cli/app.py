@@ -17,6 +17,7 @@ from provisioning.cli import (
     est,
     explain,
     factory,
+    hsm,
     ota,
     owner,
     policy,
@@ -51,7 +52,10 @@ def _muster(
     """Options of no command in particular."""
 
 
-for module in (owner, audit, factory, devices, certificates, crl, est, policy, explain, trust, ota, simulate, demo):
+_GROUPS = (
+    owner, hsm, audit, factory, devices, certificates, crl, est, policy, explain, trust, ota, simulate, demo,
+)  # fmt: skip
+for module in _GROUPS:
     module.add_to(app)
 
 
