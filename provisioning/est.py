@@ -316,7 +316,7 @@ async def _attested(service: Service, caller: Caller, order: Order, now: datetim
     days = DAYS_BY_HEALTH.get(device.health)
     if days is None:
         raise AttestationRequired(expected=" or ".join(DAYS_BY_HEALTH), actual=f"health {device.health}")
-    return replace(order, days=min(order.days, days))
+    return replace(order, days=days if order.days is None else min(order.days, days))
 
 
 async def _is_approved(service: Service, device: Record, over: str, now: datetime) -> bool:

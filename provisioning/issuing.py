@@ -19,7 +19,7 @@ from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import CaPublicKey, verify
 from provisioning.issuance.check import check_tbs
 from provisioning.issuance.keys import SPKI_P256
-from provisioning.issuance.profile import Issuer, Ldevid, Wanted, build
+from provisioning.issuance.profile import NO_END, Device, Idevid, Issuer, Ldevid, Wanted, build, idevid_name
 from provisioning.issuance.tbs import ToBeSigned, assemble, serial_of, serial_text
 from provisioning.journal import leaf
 from provisioning.refusals import AlgorithmRefused, DeviceKeyReused, SigningUnavailable, ToBeSignedRefused
@@ -33,7 +33,8 @@ class Order:
 
     wanted: Wanted
     subject: str
-    days: int
+    days: int | None
+    """None: without an end, as an IDevID may be."""
     device_id: str | None = None
     enrollment_id: str | None = None
     renews: bool = False
@@ -100,6 +101,14 @@ def ldevid_order(service: Service, device: Record, public_key: bytes, enrollment
     return Order(wanted, device.id, service.config.lifetimes.ldevid_days, device.id, enrollment_id)
 
 
+def idevid_order(service: Service, device_id: str, serial: str, public_key: bytes, request_id: str) -> Order:
+    """The certificate that a device without a TPM leaves the factory with. Raises: AlgorithmRefused."""
+    if not public_key.startswith(SPKI_P256):
+        raise AlgorithmRefused(expected="a device key on P-256", actual="another kind of key")
+    wanted = Idevid(device_id, serial, service.config.service_name, public_key)
+    return Order(wanted, idevid_name(device_id), None, device_id, request_id)
+
+
 def certificate_of(row: Record) -> IssuedCertificate:
     """The certificate of an issued row."""
     return _issued(row, row.signature)
@@ -131,7 +140,7 @@ async def _reserved(service: Service, order: Order, claim: Claim, now: datetime)
 def _build(service: Service, order: Order, by: Issuer, now: datetime) -> ToBeSigned:
     lifetimes = service.config.lifetimes
     not_before = now - timedelta(seconds=lifetimes.backdate_seconds)
-    not_after = min(now + timedelta(days=order.days), by.not_after)
+    not_after = NO_END if order.days is None else min(now + timedelta(days=order.days), by.not_after)
     serial = serial_of(service.entropy(16))
     tbs = build(order.wanted, by, serial=serial, not_before=not_before, not_after=not_after)
     check_tbs(tbs, order.wanted, by)
@@ -157,7 +166,7 @@ def _reserve(tx: Connection, order: Order, claim: Claim, by: str, tbs: ToBeSigne
             continue  # given up
         if order.renews and known.device_id == order.device_id:
             continue
-        if isinstance(order.wanted, Ldevid):
+        if isinstance(order.wanted, Device):
             raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {known.serial}")
     claim(tx, False)  # noqa: FBT003  not there yet
     row: dict[str, Any] = {

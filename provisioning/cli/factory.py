@@ -20,6 +20,7 @@ from provisioning.cli.output import (
     print_records,
     show,
 )
+from provisioning.cli.idevid import idevid
 from provisioning.config import DataDirectory
 from wire.codec import unb64url
 
@@ -41,6 +42,8 @@ def add_to(app: typer.Typer) -> None:
     stations.command("list", epilog=example("muster factory station list -o json"))(list_stations)
     group.add_typer(stations, name="station")
     group.command("register", epilog=example("muster factory register devices.csv --station line-1"))(register)
+    made = "muster factory idevid sensor.csr --serial sensor-0042 --model sensor --station line-1"
+    group.command("idevid", epilog=example(made))(idevid)
     app.add_typer(group, name="factory")
 
 

@@ -14,6 +14,7 @@ from provisioning.http.auth import device_of, station_of
 from provisioning.http.exchange import NO_STORE, Call, Route, reply, too_many
 from provisioning.http.files import send_file
 from provisioning.http.public import trust_file
+from provisioning.idevids import issue_idevid
 from provisioning.refusals import Busy, RequestMalformed
 from provisioning.rotation import store_boot_log
 from provisioning.updates import director_file
@@ -23,11 +24,13 @@ from wire.messages import (
     EVIDENCE_BODY_MOST,
     EnrollmentRequest,
     Evidence,
+    IdevidRequest,
     RegistrationRequest,
 )
 
 REGISTRATION_BODY_MOST = 16 * 1024 * 1024
 """Bytes: a thousand registrations with an EK certificate each."""
+IDEVID_BODY_MOST = 24 * 1024
 SHA256_HEX = 64
 
 
@@ -83,6 +86,7 @@ def routes(enrollments: InFlight) -> list[Route]:
         Route("POST", "/v1/enrollments", begin),
         Route("POST", "/v1/enrollments/{id}/evidence", complete),
         Route("POST", "/v1/factory/devices", register_devices, detailed=True),
+        Route("POST", "/v1/factory/idevids", make_idevid, detailed=True),
         Route("PUT", "/v1/logs/{sha256}", put_boot_log),
         Route("GET", "/ota/image/{name...}", image_file),
         Route("GET", "/ota/director/{name...}", device_director_file),
@@ -96,6 +100,13 @@ async def register_devices(call: Call) -> web.Response:
     station = await station_of(call)
     request = await call.message(RegistrationRequest, REGISTRATION_BODY_MOST)
     return reply(await register(call.service, station, request), 201)
+
+
+async def make_idevid(call: Call) -> web.Response:
+    """A factory station vouches for a device without a TPM."""
+    station = await station_of(call)
+    request = await call.message(IdevidRequest, IDEVID_BODY_MOST)
+    return reply(await issue_idevid(call.service, station, request), 201)
 
 
 async def put_boot_log(call: Call) -> web.Response:
