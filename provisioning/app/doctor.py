@@ -228,7 +228,7 @@ def _hsm(directory: DataDirectory, config: Config) -> Findings:
             says = f"token {config.hsm.token!r}: no key {', '.join(missing)}"
             yield Finding("HSM", FAIL, says, "restore the token")
             return
-        public = {label: _spki(token.ec_key(label).public_key()) for label in SERVICE_KEYS}
+        public = {label: _spki(token.key(label).public_key()) for label in SERVICE_KEYS}
     bundle, issuing = published_bundle(directory.trust), authorities_of(directory, config).active.certificate
     wrong = [
         label

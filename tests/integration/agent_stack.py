@@ -62,9 +62,9 @@ manufacturers = ["id:00001014"]
 
 
 class Stack:
-    def __init__(self, root, settings=""):
+    def __init__(self, root, settings="", make=make_installation):
         self.root = root
-        self.directory = make_installation(root / "service", settings)
+        self.directory = make(root / "service", settings)
         self.ek_ca = create_ek_ca(root / "ek-ca")
         self.image = make_image()
         self.child = None
@@ -131,8 +131,8 @@ class Stack:
 
 
 @contextmanager
-def running_stack(root, settings=""):
-    stack = Stack(root, settings)
+def running_stack(root, settings="", make=make_installation):
+    stack = Stack(root, settings, make)
     stack.start()
     try:
         yield stack
