@@ -123,6 +123,9 @@ class Certificate(SQLModel, table=True):
     issuer: str = "issuing"
     """The authority that signs it, by its name."""
     profile: str
+    """Its kind."""
+    profile_id: int | None = None
+    """The row of the certificate profile under which it was issued. None: the built-in one of its kind."""
     subject: str
     device_id: str | None = Field(default=None, index=True)
     enrollment_id: str | None = Field(default=None, unique=True)
