@@ -8,6 +8,7 @@ and is woken once a group, not once a job (measured together: a third of an enro
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,14 +20,19 @@ class LaneFull(Exception):
     """More waits than may."""
 
 
+class LaneSlow(Exception):
+    """It was not done in time. It may be done still."""
+
+
 class Job:
     """One piece of work, and what came of it. Whoever does it sets `result` or `error`."""
 
-    __slots__ = ("done", "error", "future", "result", "work")
+    __slots__ = ("done", "due", "error", "future", "result", "work")
 
     def __init__(self, work: Any, future: "asyncio.Future[Any] | None") -> None:  # noqa: ANN401  its lane knows
         self.work = work
         self.future = future
+        self.due = 0.0
         self.done = None if future is not None else threading.Event()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -35,8 +41,16 @@ class Job:
 class Lane:
     """One thread. `carry_out` gets the waiting jobs, in order, and must not raise: a failure is a job's `error`."""
 
-    def __init__(self, name: str, carry_out: Callable[[Sequence[Job]], None], waiting_at_most: int = 10_000) -> None:
+    def __init__(
+        self,
+        name: str,
+        carry_out: Callable[[Sequence[Job]], None],
+        *,
+        deadline_seconds: float,
+        waiting_at_most: int = 10_000,
+    ) -> None:
         self._carry_out = carry_out
+        self._deadline = deadline_seconds
         self._waiting_at_most = waiting_at_most
         self._handed_over: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
         # The rest is the event loop's alone: no lock.
@@ -44,6 +58,8 @@ class Lane:
         self._gathered: list[Job] = []
         self._busy = False
         self._unanswered = 0
+        self._awaited: deque[Job] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -58,18 +74,35 @@ class Lane:
         return self._busy
 
     async def do(self, work: object) -> Any:  # noqa: ANN401  the caller knows what its work returns
-        """The result, or the error raised. A caller that is cancelled leaves its job to be done. Raises: LaneFull."""
+        """The result, or the error raised. A caller that is cancelled leaves its job to be done.
+
+        Raises: LaneFull, LaneSlow.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # an ended loop takes no answers, and asks for nothing any more
             self._loop, self._gathered, self._busy, self._unanswered = loop, [], False, 0
+            self._awaited, self._timer = deque(), None
         if self._unanswered >= self._waiting_at_most:
             raise LaneFull
         future: asyncio.Future[Any] = loop.create_future()
         if not self._gathered and not self._busy:
             loop.call_soon(self._hand_over)
         self._unanswered += 1
-        self._gathered.append(Job(work, future))
+        job = Job(work, future)
+        job.due = loop.time() + self._deadline
+        self._gathered.append(job)
+        self._awaited.append(job)
+        if self._timer is None:  # one for all: a timer a job would cost more than the job
+            self._timer = loop.call_at(job.due, self._expire, loop)
         return await future
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell whoever waits too long, and come again for the next."""
+        while self._awaited and (self._awaited[0].due <= loop.time() or _is_answered(self._awaited[0])):
+            job = self._awaited.popleft()
+            if job.future is not None and not job.future.done():
+                job.future.set_exception(LaneSlow())
+        self._timer = loop.call_at(self._awaited[0].due, self._expire, loop) if self._awaited else None
 
     def do_now(self, work: object) -> Any:  # noqa: ANN401  as above
         """The same for a caller without a loop."""
@@ -127,8 +160,14 @@ class Lane:
                 job.future.set_exception(job.error)
             else:
                 job.future.set_result(job.result)
+        while self._awaited and _is_answered(self._awaited[0]):
+            self._awaited.popleft()
         if self._gathered:  # behind those who were just woken, so that what they ask for goes along
             loop.call_soon(loop.call_soon, self._hand_over)
+
+
+def _is_answered(job: Job) -> bool:
+    return job.future is not None and job.future.done()
 
 
 def free(lanes: Sequence[Lane]) -> Lane:

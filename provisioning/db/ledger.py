@@ -5,12 +5,16 @@ from typing import TypeVar, cast
 
 from sqlalchemy import Connection, Engine
 
-from provisioning.db.lane import Job, Lane, LaneFull
+from provisioning.db.lane import Job, Lane, LaneFull, LaneSlow
 from provisioning.db.prepared import driver_refusal
 from provisioning.refusals import StorageUnavailable
 
 T = TypeVar("T")
 Write = Callable[[Connection], T]
+
+WRITE_DEADLINE_SECONDS = 15.0
+"""Longer than the driver waits for another writer. What was not answered by then may be written still: a caller that
+asks again finds it."""
 
 
 class Ledger:
@@ -22,17 +26,19 @@ class Ledger:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lane = Lane("ledger", self._commit)
+        self._lane = Lane("ledger", self._commit, deadline_seconds=WRITE_DEADLINE_SECONDS)
 
     async def write(self, write: Write[T]) -> T:
         """The result of `write(tx)`, once it is durable.
 
-        Raises: what `write` raises; StorageUnavailable where the database cannot write, or too many wait.
+        Raises: what `write` raises; StorageUnavailable where the database cannot write or is slow, or too many wait.
         """
         try:
             return cast("T", await self._lane.do(write))
         except LaneFull as error:
             raise StorageUnavailable(expected="room for a write", actual="too many wait") from error
+        except LaneSlow as error:
+            raise StorageUnavailable(expected=f"a commit in {WRITE_DEADLINE_SECONDS} s", actual="none") from error
 
     def write_now(self, write: Write[T]) -> T:
         """The same for a caller without a loop (`muster init`)."""

@@ -1,6 +1,5 @@
 """The one way to read: plain functions on read-only connections, on a thread of their own, with a deadline."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -8,7 +7,7 @@ from typing import TypeVar, cast
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from provisioning.db.lane import Job, Lane, LaneFull, free
+from provisioning.db.lane import Job, Lane, LaneFull, LaneSlow, free
 from provisioning.db.prepared import driver_refusal
 from provisioning.refusals import StorageUnavailable
 
@@ -24,15 +23,15 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lanes = [Lane(f"store {number}", self._read) for number in range(READ_LANES)]
+        self._lanes = [
+            Lane(f"store {number}", self._read, deadline_seconds=READ_DEADLINE_SECONDS) for number in range(READ_LANES)
+        ]
 
     async def read(self, read: Read[T]) -> T:
         """The result of `read(connection)`. Raises: what `read` raises; StorageUnavailable."""
-        lane = free(self._lanes)
         try:
-            async with asyncio.timeout(READ_DEADLINE_SECONDS):
-                return cast("T", await lane.do(read))
-        except (TimeoutError, LaneFull) as error:
+            return cast("T", await free(self._lanes).do(read))
+        except (LaneSlow, LaneFull) as error:
             raise StorageUnavailable(expected=f"an answer in {READ_DEADLINE_SECONDS} s", actual="none") from error
 
     def read_now(self, read: Read[T]) -> T:

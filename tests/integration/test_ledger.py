@@ -1,11 +1,12 @@
 """The threads behind database and HSM: groups, and one bad piece of work among good ones."""
 
 import asyncio
+import threading
 
 import pytest
 from sqlalchemy import insert, select
 
-from provisioning.db.lane import Lane
+from provisioning.db.lane import Lane, LaneSlow
 from provisioning.db.ledger import Ledger
 from provisioning.db.store import open_sqlite
 from provisioning.db.tables import Lease, table_of
@@ -116,7 +117,7 @@ def _broken(_):
 
 
 async def test_a_lane_whose_work_breaks_it_answers_and_goes_on():
-    lane = Lane("broken", _broken)
+    lane = Lane("broken", _broken, deadline_seconds=20)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             async with asyncio.timeout(20):
@@ -129,4 +130,32 @@ async def test_work_that_raises_what_no_future_takes_leaves_nobody_waiting(engin
     async with asyncio.timeout(20):
         answers = await grouped(ledger, lambda _: next(iter(())), put("a"))
     assert [type(each) for each in answers] == [RuntimeError, int]
+    ledger.close()
+
+
+async def test_who_waits_too_long_is_told_and_the_others_are_served():
+    gate = threading.Event()
+    lane = Lane("slow", lambda jobs: gate.wait(20) if jobs[0].work == "slow" else None, deadline_seconds=0.05)
+    waits = asyncio.create_task(lane.do("slow"))
+    await asyncio.sleep(0)
+    behind = asyncio.create_task(lane.do("behind"))
+    for task in (waits, behind):
+        with pytest.raises(LaneSlow):
+            await task
+    gate.set()
+    for _ in range(3):
+        assert await lane.do("on time") is None
+    lane.close()
+
+
+async def test_a_write_that_the_database_is_too_slow_for_is_refused(engine, monkeypatch):
+    monkeypatch.setattr("provisioning.db.ledger.WRITE_DEADLINE_SECONDS", 0.05)
+    ledger = Ledger(engine)
+    first, gate = await held(ledger)
+    with pytest.raises(StorageUnavailable):
+        await ledger.write(put("a"))
+    gate.set()
+    with pytest.raises(StorageUnavailable):
+        await first
+    assert await names(ledger) == ["a"]  # nothing that was asked for is lost
     ledger.close()
