@@ -85,7 +85,7 @@ class Sessions:
         self._count = count
         self._wait_seconds = wait_seconds
         self._name = name
-        self._share = str(name) if name.serial is None else f"{name} {name.serial}"
+        self._share = self.label if name.label is None or name.serial is None else f"{name.label} {name.serial}"
         self._opening = threading.Lock()
         self._module: Module | None = None
         # Read under the module's `changed`; written under it, or while alone in the module:
@@ -126,7 +126,9 @@ class Sessions:
         Raises:
             TokenUnavailable: a call hangs in the module. The token stays open; close it again later.
         """
-        with self._opening:
+        if not self._opening.acquire(timeout=self._wait_seconds):
+            raise TokenUnavailable(f"token {self.label!r} is still being opened after {self._wait_seconds} s")
+        try:
             module = self._module
             if module is None:
                 return
@@ -134,6 +136,8 @@ class Sessions:
                 self._log_out(module)
                 self._module = None
             module.release(self._share)
+        finally:
+            self._opening.release()
 
     @property
     def signatures(self) -> int:

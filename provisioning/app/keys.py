@@ -67,6 +67,7 @@ class ServedToken:
         self._opened = False
         self._failure: HsmError | None = None
         self._closed_until = 0.0
+        self._is_left = False
         self._probed_at = 0.0
 
     @property
@@ -86,6 +87,9 @@ class ServedToken:
             except HsmError as error:
                 self._failure, self._closed_until = error, time.monotonic() + PAUSE_SECONDS
                 raise
+            if self._is_left:  # while it was being opened
+                self._token.close()
+                raise TokenUnavailable(f"{self.place} is closed")
             self._opened = True
         return self._token
 
@@ -111,6 +115,7 @@ class ServedToken:
 
     def close(self) -> None:
         """Log out. What hangs is left behind with its thread."""
+        self._is_left = True
         self.signers.close(CLOSING_SECONDS)
         try:
             self._token.close()
