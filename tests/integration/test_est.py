@@ -1,12 +1,17 @@
 """EST over HTTPS: which credential opens which route, and what a record asks for; nothing goes around attestation."""
 
+import asyncio
+import base64
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from provisioning import est, inventory, revoking
+from provisioning import est, inventory, revoking, tokens
 from provisioning.db import devices, enrollments
+from provisioning.issuance.csr import verify_possession
 from provisioning.refusals import (
     AlgorithmRefused,
     AttestationRequired,
@@ -38,6 +43,7 @@ from tests.support.est import (
 )
 from tests.support.listeners import service_with_operators, serving
 from tests.support.service import make_installation
+from wire.binding import key_id
 
 OPERATIONS = ("cacerts", "csrattrs", "simplereenroll", "simpleenroll")  # the last one uses a token up
 
@@ -123,8 +129,6 @@ async def credential(name, service, client, folder, serial):
     elif name == "expired token":
         await sql(service, "update est_token set expires_at = 1 where device_id = ?", made["device"])
     elif name == "revoked token":
-        from provisioning import tokens
-
         await tokens.revoke_token(service, made["id"], by="test")
     elif name == "token of a revoked device":
         await revoking.revoke_device(service, serial, "key-compromise", by="test")
@@ -143,8 +147,6 @@ async def age(name, service, member):
 
 
 def certificate_of(member):
-    from cryptography import x509
-
     return x509.load_pem_x509_certificates(member.certificate_file.read_bytes())[0]
 
 
@@ -221,8 +223,6 @@ async def test_a_certificate_that_was_revoked_meanwhile_is_not_handed_out_again(
 
 
 async def test_of_two_keys_with_one_token_at_once_one_wins(client, service, names):
-    import asyncio
-
     serial = names()
     user = (serial, (await token_for(service, serial))["token"])
     answers = await asyncio.gather(*(ask(client, "simpleenroll", csr_for(new_key()), user=user) for _ in range(6)))
@@ -296,8 +296,6 @@ async def test_a_device_renews_so_often_a_day_and_no_more(service, tmp_path, nam
 
 
 async def test_a_key_that_the_profile_does_not_take_is_refused(client, service, names):
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     serial = names()
     user = (serial, (await token_for(service, serial))["token"])
     csr = csr_for(ec.generate_private_key(ec.SECP256K1()))
@@ -404,9 +402,6 @@ async def test_an_approval_is_for_one_key_once_and_for_an_hour(client, service, 
         await inventory.approve(service, serial, by="test")
     keys = [one["key"] for one in (await inventory.show_device(service, serial))["requests"]]
     assert len(keys) == 2
-    from provisioning.issuance.csr import verify_possession
-    from wire.binding import key_id
-
     mine = key_id(verify_possession(wanted).spki)
     await inventory.approve(service, serial, by="test", key_id=mine)
     later = replace(service, clock=lambda: service.clock() + timedelta(hours=2))
@@ -468,8 +463,6 @@ async def test_another_media_type_is_refused(client, service, names):
 
 
 async def test_a_request_with_line_breaks_and_parameters_is_taken(client, service, names):
-    import base64
-
     serial = names()
     user = (serial, (await token_for(service, serial))["token"])
     text = base64.b64encode(csr_for(new_key()))

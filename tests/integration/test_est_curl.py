@@ -6,10 +6,11 @@ import subprocess
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from provisioning import est, inventory, tokens
 from provisioning.db import devices
-from tests.support.certificates import assert_is_ldevid
+from tests.support.certificates import assert_is_ldevid, lint_certificate
 from tests.support.listeners import serving
 from tests.support.service import NAME, make_installation, running_service
 
@@ -102,6 +103,7 @@ async def test_a_device_enrolls_with_a_token_and_renews_with_its_certificate(she
     (issued,), pem = await shell.certificates(body)
     names = {"device_id": token["device"], "serial_number": "sensor-0042", "service_name": NAME}
     assert_is_ldevid(issued, **names, issuer=service.authorities.active.certificate)
+    assert lint_certificate(issued.public_bytes(Encoding.DER)) == []
     assert (await shell.curl("/simpleenroll", "--user", user, *enroll))[2] == body  # the answer was lost: again
 
     (shell.folder / "cert.pem").write_bytes(pem)
