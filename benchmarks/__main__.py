@@ -17,6 +17,8 @@ SUITES = (
     ("benchmarks.enrollment", "keep_alive", ("attested_enrollment",)),
     ("benchmarks.enrollment", "new_tls", ("attested_enrollment_new_tls",)),
     ("benchmarks.agent", "resident", ("agent_resident",)),
+    ("benchmarks.revocation", "answers", ("ocsp", "ocsp_cpu")),
+    ("benchmarks.revocation", "long_crl", ("crl_100k", "crl_100k_cpu", "crl_100k_memory")),
     ("benchmarks.est", "rate", ("csr_issue", "csr_issue_cpu")),
     ("benchmarks.est", "memory", ("issue_memory", "issue_bytes")),
 )

@@ -51,13 +51,18 @@ class Stack:
 
 
 @contextmanager
-def running_stack() -> Iterator[Stack]:
-    """`muster init`, `muster serve`, a station with a budget; all gone at the end."""
+def running_stack(settings: str = "") -> Iterator[Stack]:
+    """`muster init`, `muster serve`, a station with a budget; all gone at the end.
+
+    `settings` are more lines of `muster.toml`.
+    """
     FOLDER.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=FOLDER)).resolve()
     directory, log = folder / "d", folder / "serve.log"
     try:
         command(BIN / "muster", "init", "--ports", "free", "--data-dir", directory)
+        with (directory / "muster.toml").open("a") as configuration:
+            configuration.write(settings)
         with log.open("wb") as output:
             serve = start_child([BIN / "muster", "serve", "--data-dir", directory], stdout=output, stderr=output)
         try:
