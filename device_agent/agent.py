@@ -27,6 +27,9 @@ from wire.problems import Reaction
 TICK_SECONDS = 1.0
 """How late a signal may be noticed."""
 TRUST_SECONDS = 6 * 3600.0
+TRUST_AFTER_FAILURES = 5
+"""Connections in a row that failed, after which the trust repository is looked at before its time."""
+TRUST_SOON_SECONDS = 10.0
 RENEW_AGAIN_SECONDS = 3600.0
 ANSWER_FIRST_SECONDS = 20.0
 TRIAL_ATTEMPTS = 10
@@ -57,6 +60,7 @@ class Agent:
         self._install_backoff = Backoff(jitter)
         self._update_backoff = Backoff(jitter, first=UPDATE_FIRST_SECONDS, most=UPDATE_MOST_SECONDS)
         self._swapped = False
+        self._failures = 0
         self._jobs: dict[str, Callable[[], None]] = {
             "dial": self._dial,
             "trim": self._device.host.trim,
@@ -175,7 +179,7 @@ class Agent:
             self._run_due()
             if self._updates.reboot_wanted:
                 return Ended.REBOOT
-            if self._device.now() >= self._presence.pair.certificate.not_valid_after_utc and not self._enroll_again():
+            if self._is_without_identity() and not self._enroll_again():
                 return Ended.STOPPED if self._stop.is_set() else Ended.REFUSED
             try:
                 event = self._presence.events.get(timeout=self._patience())
@@ -184,12 +188,18 @@ class Agent:
             self._on(event)
         return Ended.STOPPED
 
+    def _is_without_identity(self) -> bool:
+        """Is the certificate one that nobody accepts any more: past its end, or by a CA that was retired?"""
+        ended = self._device.now() >= self._presence.pair.certificate.not_valid_after_utc
+        return ended or self._presence.is_orphaned
+
     def _on(self, event: Event) -> None:
         match event:
             case Connected(line) if self._presence.is_mine(line):
                 log.event("connected", device=self._presence.pair.details.device_id, serial=self._presence.pair.serial)
                 self._presence.online = True
                 self._dial_backoff.reset()
+                self._failures = 0
                 self._hello_backoff.reset()
                 self._greet()
             case Lost(line, reason) if self._presence.is_mine(line):
@@ -216,6 +226,9 @@ class Agent:
         wait = self._dial_backoff.next()
         log.warning("not-connected", reason=reason, again_in_seconds=round(wait, 1))
         self._later("dial", wait)
+        self._failures += 1
+        if self._failures % TRUST_AFTER_FAILURES == 0:  # what is trusted may have changed while nobody could say so
+            self._later("trust", self._device.host.jitter(0.0, TRUST_SOON_SECONDS))
 
     def _greet(self) -> None:
         """Hello, and what else the service must hear on every connection; again until a welcome comes.
@@ -324,11 +337,12 @@ class Agent:
             log.warning("trust-not-refreshed", reason=failure)
 
     def _enroll_again(self) -> bool:
-        """The certificate ended: the way back is a new attestation."""
+        """The certificate ended, or its CA did: the way back is a new attestation."""
         log.warning("certificate-ended", serial=self._presence.pair.serial)
         self._presence.hang_up()
         try:
             self._take_up(enroll_until_done(self._device, attempts=self._attempts()))
+            self._presence.adopt_trust(self._device.trust.current() or self._presence.trust)
         except Stopped:
             return False
         except AttemptFailure as failure:

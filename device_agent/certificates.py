@@ -12,6 +12,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wire.topics import is_device_id
 
+LEAF_AND_ISSUER = 2
+
 
 class CertificateRefused(Exception):
     """The service's answer is not a certificate that this device may use; the message is one line."""
@@ -19,9 +21,10 @@ class CertificateRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a new certificate must show: `spki` is the pending key's, `roots` are the bundle's, DER.
+    """What a new certificate must show: `spki` is the pending key's, `roots` and `issuing_keys` are the bundle's, DER.
 
-    `device_id` is the device's own, None at an enrollment, which learns it.
+    `device_id` is the device's own, None at an enrollment, which learns it. Without `issuing_keys` any CA below a root
+    counts.
     """
 
     service_name: str
@@ -29,6 +32,7 @@ class Expectation:
     roots: Sequence[bytes]
     now: datetime
     device_id: str | None = None
+    issuing_keys: Sequence[bytes] = ()
 
 
 def spki_of(certificate: x509.Certificate) -> bytes:
@@ -55,8 +59,18 @@ def verify_issued(certificate: bytes, chain: Sequence[bytes], device_id: str, ex
     _check_names(leaf, device_id, expected.service_name)
     _check_profile(leaf)
     _check_chain([leaf, *issuers], expected.roots)
+    check_issuer([leaf, *issuers], expected.issuing_keys)
     for one in (leaf, *issuers):
         check_dates(one, expected.now)
+
+
+def check_issuer(chain: Sequence[x509.Certificate], issuing_keys: Sequence[bytes]) -> None:
+    """Is the CA above the certificate one that the bundle names? A root may have signed one that was retired since.
+
+    Not proven: any signature of the chain. Raises: CertificateRefused.
+    """
+    if issuing_keys and (len(chain) < LEAF_AND_ISSUER or spki_of(chain[1]) not in issuing_keys):
+        raise CertificateRefused("the certificate is by a CA that the trust bundle does not name (any more)")
 
 
 def check_dates(certificate: x509.Certificate, now: datetime) -> None:

@@ -49,7 +49,9 @@ class Device:
 
     def context(self, trust: Trust, identity: Pair | None = None) -> ServiceContext:
         """TLS to this service, as `identity` where one is given. Raises: ssl.SSLError."""
-        return ServiceContext.to(self.anchor.service_name, trust.bundle.ca_roots, self.now, identity)
+        bundle = trust.bundle
+        keys = bundle.issuing_keys
+        return ServiceContext.to(self.anchor.service_name, bundle.ca_roots, self.now, identity, issuing_keys=keys)
 
     def client(self, trust: Trust, identity: Pair | None = None) -> ServiceClient:
         """The device listener. Raises: ssl.SSLError."""

@@ -183,7 +183,11 @@ def _begin(
 
 def _install(device: Device, trust: Trust, pending: _Pending, issued: Issued) -> Pair:
     expected = Expectation(
-        service_name=device.anchor.service_name, spki=pending.spki, roots=trust.bundle.ca_roots, now=device.now()
+        service_name=device.anchor.service_name,
+        spki=pending.spki,
+        roots=trust.bundle.ca_roots,
+        issuing_keys=trust.bundle.issuing_keys,
+        now=device.now(),
     )
     try:
         verify_issued(issued.certificate, issued.chain, issued.device_id, expected)

@@ -1,10 +1,13 @@
 """The device in conversation with its service: who it is, what it trusts, its session, and its line to the broker."""
 
 import queue
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+from cryptography import x509
+
 from device_agent import log
+from device_agent.certificates import spki_of
 from device_agent.device import Device
 from device_agent.identity import Pair
 from device_agent.mqtt import Event, Line
@@ -35,6 +38,11 @@ class Presence:
         self.trust = trust
         self.verify = verifier(trust.bundle.command_keys)
         return changed
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Is the CA that issued the certificate in use one that the bundle names no more? Nobody accepts it then."""
+        return is_orphan(self.pair, self.trust)
 
     def dial(self) -> None:
         """A new line with the pair in use. `Connected` or `Lost` follows. Raises: OSError (ssl.SSLError is one)."""
@@ -72,6 +80,17 @@ class Presence:
             return
         self._line.send(envelope)
         log.event("sent", kind=kind.__name__, id=message_id)
+
+
+def is_orphan(pair: Pair, trust: Trust) -> bool:
+    """Does the bundle name CAs, and not the one that issued this pair's certificate?"""
+    keys, chain = trust.bundle.issuing_keys, pair.details.chain
+    return bool(keys) and bool(chain) and _key_of(chain[0]) not in keys
+
+
+@lru_cache(maxsize=8)
+def _key_of(certificate: bytes) -> bytes:
+    return spki_of(x509.load_der_x509_certificate(certificate))
 
 
 def _sign(device: Device, pair: Pair, message: bytes) -> bytes:

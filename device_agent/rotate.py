@@ -91,6 +91,7 @@ class Rotation:
             service_name=self._device.anchor.service_name,
             spki=pending.spki,
             roots=trust.bundle.ca_roots,
+            issuing_keys=trust.bundle.issuing_keys,
             now=self._device.now(),
             device_id=current.details.device_id,
         )

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from cryptography import x509
 
-from device_agent.certificates import CertificateRefused, check_dates
+from device_agent.certificates import CertificateRefused, check_dates, check_issuer
 from device_agent.identity import Pair
 
 NO_CHECK_TIME = 0x200000
@@ -40,18 +40,27 @@ class ServiceContext(ssl.SSLContext):
     sslsocket_class = _DatedSocket
     _service_name: str
     _now: Callable[[], datetime]
+    _issuing_keys: Sequence[bytes]
 
     @classmethod
     def to(
-        cls, service_name: str, roots: Sequence[bytes], now: Callable[[], datetime], identity: Pair | None = None
+        cls,
+        service_name: str,
+        roots: Sequence[bytes],
+        now: Callable[[], datetime],
+        identity: Pair | None = None,
+        *,
+        issuing_keys: Sequence[bytes] = (),
     ) -> Self:
         """A context that trusts these roots (DER) for this name, at trusted time; with `identity`, mutual TLS.
 
-        An unusable key shows only in the handshake. Raises: ssl.SSLError (no provider for the key, damaged files).
+        `issuing_keys`, where given: the CA right above the peer's certificate has one of them. An unusable key of ours
+        shows only in the handshake. Raises: ssl.SSLError (no provider for the key, damaged files).
         """
         context = cls(ssl.PROTOCOL_TLS_CLIENT)
         context._service_name = service_name
         context._now = now
+        context._issuing_keys = issuing_keys
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers(_TLS12_SUITES)
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -69,12 +78,13 @@ class ServiceContext(ssl.SSLContext):
         return super().wrap_socket(sock, *args, **options)
 
     def check_peer(self, chain: Sequence[bytes]) -> None:
-        """Is every certificate of the verified chain valid now? Raises: CertificateRefused."""
+        """Is the whole verified chain valid now, and its CA one that counts? Raises: CertificateRefused."""
         if not chain:
             raise CertificateRefused("the peer showed no certificate")
-        now = self._now()
-        for certificate in chain:
-            check_dates(x509.load_der_x509_certificate(certificate), now)
+        now, parsed = self._now(), [x509.load_der_x509_certificate(one) for one in chain]
+        for certificate in parsed:
+            check_dates(certificate, now)
+        check_issuer(parsed, self._issuing_keys)
 
 
 def _verified_chain(sock: Any) -> list[bytes]:  # noqa: ANN401  its chain is public only from Python 3.13 on

@@ -9,6 +9,8 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from device_agent import agent as module
 from device_agent.agent import Agent, Ended
@@ -24,6 +26,7 @@ from device_agent.trust import Trust
 from ota.refusals import SlotStateMalformed
 from ota.source import SourceUnavailable
 from tests.unit.device_agent.builders import DEVICE, NOW, Authority, der, new_key, spki
+from wire.binding import key_id
 from wire.messages import Hello, Installed, MqttAddress, RefreshTrust, Renew, TrustBundle, Welcome
 
 CA = Authority()
@@ -39,6 +42,8 @@ class Bench:
         self.trimmed = []
         self.sent = []
         self.dialled = []
+        self.looked_for_trust = []
+        self.kept = None
         self.refusal = None
         host = Host(
             system_clock=self.now,
@@ -55,7 +60,7 @@ class Bench:
             host=host,
             now=self.now,
             identity=IdentityStore(folder / "identity"),
-            trust=SimpleNamespace(current=lambda: None),
+            trust=SimpleNamespace(current=lambda: self.kept, refresh=self.refresh),
         )
         self.stop = threading.Event()
         self.agent = Agent(self.device, self.stop)
@@ -73,6 +78,10 @@ class Bench:
         details = IdentityDetails(DEVICE, der(leaf), CA.chain, address, self.now() + renew, "EK-RSA2048", reply_to)
         self.device.identity.store_next(b"key", details)
         return self.device.identity.swap()
+
+    def refresh(self):
+        self.looked_for_trust.append(self.seconds)
+        raise SourceUnavailable("out of reach")
 
     def dial(self):
         self.dialled.append(self.presence.pair.serial)
@@ -133,6 +142,63 @@ def test_a_lost_line_is_dialled_again_ever_more_slowly(bench):
     assert not bench.presence.online
     bench.pass_time(1)
     assert len(bench.dialled) == before + 1
+
+
+def test_trust_is_looked_at_before_its_time_where_connecting_fails_again_and_again(bench):
+    """What is trusted may have changed while nobody could say so: the trust repository needs no TLS."""
+    bench.refusal = OSError("certificate verify failed")
+    bench.pass_time(14)  # four failures
+    assert bench.looked_for_trust == []
+    bench.pass_time(20)
+    assert len(bench.looked_for_trust) == 1
+
+
+def test_a_line_that_comes_back_calls_for_no_look_at_trust(bench):
+    for _ in range(20):
+        bench.agent._on(Lost(None, "gone"))
+        bench.connect()
+    bench.pass_time(60)
+    assert bench.looked_for_trust == []
+
+
+def test_a_certificate_by_a_ca_that_was_retired_is_given_up(bench, monkeypatch):
+    """Nobody accepts it any more: the way back is a new attestation, and with it the trust that it was made under."""
+    named = replace(bench.trust, bundle=replace(bench.trust.bundle, version=2, issuing_keys=(spki(CA.issuing_key),)))
+    bench.presence.adopt_trust(named)
+    assert not bench.agent._is_without_identity()
+    other = Authority(name="next")
+    bundle = replace(named.bundle, version=3, issuing_keys=(spki(other.issuing_key),))
+    bench.presence.adopt_trust(replace(named, bundle=bundle))
+    assert bench.agent._is_without_identity()
+
+    def enroll(_device, *, attempts):
+        leaf = other.ldevid(new_key(), start=bench.now() - timedelta(hours=1), end=bench.now() + timedelta(days=1))
+        details = replace(bench.pair.details, certificate=der(leaf), chain=other.chain)
+        bench.device.identity.store_next(b"key", details)
+        return bench.device.identity.swap()
+
+    monkeypatch.setattr(module, "enroll_until_done", enroll)
+    bench.kept = replace(named, bundle=replace(bundle, version=4))
+    assert bench.agent._enroll_again()
+    assert bench.presence.trust.bundle.version == 4
+    assert not bench.agent._is_without_identity()
+
+
+def test_a_bundle_that_names_no_ca_orphans_nobody(bench):
+    assert bench.presence.trust.bundle.issuing_keys == ()
+    assert not bench.presence.is_orphaned
+
+
+def test_an_old_command_key_counts_no_more_after_a_bundle_without_it(bench):
+    old, new = new_key(), new_key()
+    bundle = replace(bench.trust.bundle, command_keys=(spki(old), spki(new)))
+    bench.presence.adopt_trust(replace(bench.trust, bundle=bundle))
+    signatures = {key: (key_id(spki(key)), key.sign(b"m", ec.ECDSA(SHA256())), b"m") for key in (old, new)}
+    assert bench.presence.verify(*signatures[old])
+    assert bench.presence.verify(*signatures[new])
+    bench.presence.adopt_trust(replace(bench.trust, bundle=replace(bundle, command_keys=(spki(new),))))
+    assert not bench.presence.verify(*signatures[old])
+    assert bench.presence.verify(*signatures[new])
 
 
 def test_events_of_a_line_that_was_given_up_change_nothing(bench):

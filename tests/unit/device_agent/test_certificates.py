@@ -5,7 +5,9 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from device_agent.certificates import CertificateRefused, Expectation, verify_issued
 from tests.unit.device_agent.builders import DEVICE, NOW, SERVICE, Authority, certificate, der, new_key, spki
@@ -87,6 +89,51 @@ def test_a_pinned_root_behind_a_foreign_issuer_is_refused():
     other = Authority()
     with pytest.raises(CertificateRefused, match="not signed by the next"):
         verify_issued(der(other.ldevid(KEY)), (der(other.issuing), der(CA.root)), DEVICE, expectation())
+
+
+def test_a_ca_that_the_bundle_names_is_accepted():
+    verify_issued(der(CA.ldevid(KEY)), CA.chain, DEVICE, expectation(issuing_keys=(spki(CA.issuing_key),)))
+
+
+def test_a_ca_that_a_root_signed_and_the_bundle_does_not_name_is_refused():
+    """So a retired one counts no more."""
+    with pytest.raises(CertificateRefused, match="by a CA that the trust bundle does not name"):
+        verify_issued(der(CA.ldevid(KEY)), CA.chain, DEVICE, expectation(issuing_keys=(spki(new_key()),)))
+
+
+def test_a_certificate_right_under_a_root_is_refused_where_the_bundle_names_cas():
+    leaf = certificate(DEVICE, KEY, CA.root, CA.root_key, _extensions(CA.ldevid(KEY)))
+    with pytest.raises(CertificateRefused, match="by a CA that the trust bundle does not name"):
+        verify_issued(der(leaf), (der(CA.root),), DEVICE, expectation(issuing_keys=(spki(CA.issuing_key),)))
+
+
+@pytest.mark.parametrize(
+    ("key", "digest"),
+    [
+        (ec.generate_private_key(ec.SECP384R1()), SHA384()),
+        (rsa.generate_private_key(65537, 3072), SHA256()),
+        (ed25519.Ed25519PrivateKey.generate(), None),
+    ],
+    ids=["P-384", "RSA-3072", "Ed25519"],
+)
+def test_ca_keys_of_every_allowed_kind_verify(key, digest):
+    root = signed("root", key, None, key, digest, _extensions(CA.root))
+    issuing = signed("issuing", key, root, key, digest, _extensions(CA.issuing))
+    leaf = signed(DEVICE, KEY, issuing, key, digest, _extensions(CA.ldevid(KEY)))
+    roots, keys = (der(root),), (spki(key),)
+    verify_issued(der(leaf), (der(issuing), der(root)), DEVICE, expectation(roots=roots, issuing_keys=keys))
+    other = signed("issuing", key, root, new_key(), SHA256(), _extensions(CA.issuing))
+    with pytest.raises(CertificateRefused, match="not signed by the next"):
+        verify_issued(der(leaf), (der(other), der(root)), DEVICE, expectation(roots=roots))
+
+
+def signed(name, key, issuer, issuer_key, digest, extensions):
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject if issuer is None else issuer.subject)
+    builder = builder.public_key(key.public_key()).serial_number(7).not_valid_before(NOW - DAY)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    return builder.not_valid_after(NOW + DAY).sign(issuer_key, digest)
 
 
 def test_a_chain_without_the_issuing_ca_is_refused():

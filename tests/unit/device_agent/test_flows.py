@@ -36,7 +36,7 @@ class Stage:
     def __init__(self, folder):
         self.keys, self.posted, self.script, self.waits = [], [], [], []
         self.pinned = (der(CA.root),)
-        trust = SimpleNamespace(bundle=SimpleNamespace(ca_roots=self.pinned))
+        trust = SimpleNamespace(bundle=SimpleNamespace(ca_roots=self.pinned, issuing_keys=()))
         self.trust = trust
         self.ek = None
         self.device = SimpleNamespace(
