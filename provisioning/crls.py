@@ -6,6 +6,7 @@ seconds, and above that of the file that was published last.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from sqlalchemy import Connection
 from ota.files import replace_file
 from provisioning.authorities import ISSUING, Authority, State, ca_public_key
 from provisioning.config import DataDirectory, Lifetimes
-from provisioning.db import leaves, revocations
+from provisioning.db import leaves, revocations, signatures
 from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import CaPublicKey, verify
 from provisioning.issuance.profile import Issuer, issuer_of
@@ -103,6 +104,8 @@ async def _sign(
         return None
     until = min(now + lifetime, authority.issuer.not_after)
     tbs = await asyncio.to_thread(_build, wanted, now, until)
+    digest = (await asyncio.to_thread(hashlib.sha256, tbs)).digest()
+    await service.ledger.write(lambda tx: signatures.announce(tx, digest, "crl", int(now.timestamp())))
     signature = await service.keys.sign(authority.key, tbs)
     der = await asyncio.to_thread(_assemble, wanted, tbs, signature)
     row = _row(wanted, der, now, until)

@@ -6,13 +6,16 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from hsm.errors import HsmError
+from provisioning.app.blocklists import debian_weak
 from provisioning.app.keys import HsmKeys
+from provisioning.app.signatures import flush_now
 from provisioning.authorities import Authorities
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, public_url
 from provisioning.db.ledger import Ledger
 from provisioning.db.schema import verify_schema
 from provisioning.db.store import Store, open_sqlite
-from provisioning.refusals import StorageUnavailable
+from provisioning.profiles import Profiles
+from provisioning.refusals import ProfileMalformed, StorageUnavailable
 from provisioning.service import Service
 
 
@@ -27,6 +30,7 @@ def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0, pub
     with ExitStack() as parts:
         store, ledger = open_database(directory, config, parts)
         keys = open_keys(directory, config)
+        parts.callback(lambda: flush_now(keys, ledger, int(clock().timestamp())))
         parts.callback(keys.close)
         yield Service(
             config=config,
@@ -37,6 +41,8 @@ def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0, pub
             authorities=load_authorities(store, config, public_port),
             clock=clock,
             entropy=os.urandom,
+            profiles=load_profiles(store, config),
+            debian_weak=debian_weak(directory, config),
             mqtt_port=mqtt_port or config.listen.mqtt_port,
         )
 
@@ -62,6 +68,17 @@ def open_keys(directory: DataDirectory, config: Config) -> HsmKeys:
     except (HsmError, OSError) as error:
         msg = f"HSM token {config.hsm.token!r}: {error}; look: muster doctor"
         raise ConfigurationRefused(msg) from error
+
+
+def load_profiles(store: Store, config: Config) -> Profiles:
+    """The certificate profiles in force. Raises: ConfigurationRefused."""
+    known = Profiles()
+    try:
+        store.read_now(known.load)
+    except (StorageUnavailable, ProfileMalformed) as refusal:
+        msg = f"{config.database}: certificate profiles cannot be read ({refusal.actual}); restore it from a backup"
+        raise ConfigurationRefused(msg) from refusal
+    return known
 
 
 def load_authorities(store: Store, config: Config, public_port: int = 0) -> Authorities:

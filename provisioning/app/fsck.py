@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from sqlalchemy import Connection
 
 from provisioning.app.audit import Check, LogKeys, Report, verify_log
+from provisioning.app.signatures import check_signatures
 from provisioning.attestation.endorsement import ek_id_of
 from provisioning.authorities import Authorities
 from provisioning.db import inspection
@@ -58,6 +59,7 @@ def check_installation(tx: Connection, authorities: Authorities, keys: LogKeys, 
     _certificates(tx, authorities, records, attested, now, report)
     _revocations(tx, authorities, report)
     _devices(tx, records, report)
+    check_signatures(tx, report)
     return report
 
 

@@ -326,6 +326,38 @@ class Authority(SQLModel, table=True):
     retired_at: int | None = _time()
 
 
+class SignatureCount(SQLModel, table=True):
+    """How often each key signed, as far as counted: see `app/signatures.py`."""
+
+    __tablename__ = "signature_count"
+    key_id: str = Field(primary_key=True)
+    key: str
+    """What it was called when it signed last."""
+    count: int = _time(nullable=False)
+    since: int = _time(nullable=False)
+    at: int = _time(nullable=False)
+
+
+class SignatureBatch(SQLModel, table=True):
+    """What a CA key signed, about a second of it in one row: the SHA-256 of each message, one after the other."""
+
+    __tablename__ = "signature_batch"
+    id: int | None = Field(default=None, primary_key=True)
+    key_id: str = Field(index=True)
+    at: int = _time(nullable=False)
+    digests: bytes = _blob(nullable=False)
+
+
+class SignatureIntent(SQLModel, table=True):
+    """What a CA key is about to sign beside certificates: a `crl`, a `request`. Written before it signs, and kept."""
+
+    __tablename__ = "signature_intent"
+    digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    """SHA-256 of the to-be-signed bytes."""
+    kind: str
+    at: int = _time(nullable=False)
+
+
 class Bundle(SQLModel, table=True):
     """Each trust bundle that was published, as devices hold it."""
 

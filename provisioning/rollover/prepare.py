@@ -5,6 +5,7 @@ to-be-signed bytes of each CA certificate, built, checked and reserved here as e
 A root's key signs them where its token is. After a crash the same command goes on from what is on record.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,7 +26,7 @@ from provisioning.authorities import (
     certificates_in,
     chain_text,
 )
-from provisioning.db import authorities, enrollments, leaves
+from provisioning.db import authorities, enrollments, leaves, signatures
 from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import algorithm_of, verify
 from provisioning.issuance.check import check_tbs
@@ -247,7 +248,8 @@ async def take_signature(service: Service, serial: str, signature: bytes) -> Rec
     row = await service.store.read(lambda tx: _known(tx, signer))
     verify(load_der_public_key(row.public_key), found.tbs, signature)
     der = assemble(found.tbs, signature)
-    entry = leaf(service, "certificate", now, serial=serial, profile=found.profile, tbs=found.tbs)
+    digest = hashlib.sha256(found.tbs).digest()
+    entry = leaf(service, "certificate", now, serial=serial, profile=found.profile, tbs_sha256=digest)
 
     def write(tx: Connection) -> Record:
         known = _known(tx, subject)
@@ -278,6 +280,8 @@ async def request_of(service: Service, name: str) -> bytes:
         raise WrongStep(expected="an issuing CA that has its key", actual=f"{row.kind} {name}")
     title = f"{service.config.service_name} {name.replace('-', ' ')} CA"[:64]
     info = ca_request_info(title, row.public_key)
+    digest, at = hashlib.sha256(info).digest(), int(service.clock().timestamp())
+    await service.ledger.write(lambda tx: signatures.announce(tx, digest, "request", at))
     signature = await service.keys.sign(row.key, info)
     key = load_der_public_key(row.public_key)
     verify(key, info, signature)

@@ -343,6 +343,33 @@ def upgrade() -> None:
         batch_op.create_index("revocation_issuer", ["issuer", "id"], unique=False)
 
     op.create_table(
+        "signature_batch",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("digests", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("signature_batch", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_signature_batch_key_id"), ["key_id"], unique=False)
+
+    op.create_table(
+        "signature_count",
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("count", sa.BigInteger(), nullable=False),
+        sa.Column("since", sa.BigInteger(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id"),
+    )
+    op.create_table(
+        "signature_intent",
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("digest"),
+    )
+    op.create_table(
         "station",
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("certificate_serial", sa.String(), nullable=False),
@@ -355,6 +382,12 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("station")
+    op.drop_table("signature_intent")
+    op.drop_table("signature_count")
+    with op.batch_alter_table("signature_batch", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_signature_batch_key_id"))
+
+    op.drop_table("signature_batch")
     with op.batch_alter_table("revocation", schema=None) as batch_op:
         batch_op.drop_index("revocation_issuer")
         batch_op.drop_index(batch_op.f("ix_revocation_serial"))
