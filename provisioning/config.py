@@ -77,13 +77,10 @@ class Hsm:
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """How long certificates, CRLs and attestations are good."""
+    """How long CAs, CRLs and attestations are good. What end entities get, certificate profiles say."""
 
     root_days: int = 7300
     issuing_days: int = 3650
-    service_days: int = 365
-    station_days: int = 365
-    ldevid_days: int = 30
     backdate_seconds: int = 300
     """How far notBefore lies in the past, for verifiers whose clock is behind."""
     crl_seconds: int = 7 * 86400
@@ -92,8 +89,6 @@ class Lifetimes:
     """A root's key is not there: its CRL is signed by hand (`muster crl sign`)."""
     ocsp_seconds: int = 3600
     """How long an OCSP answer is good. It is signed again after half of that, and at each change."""
-    ocsp_responder_days: int = 14
-    """The certificate of the OCSP responder: nobody asks whether it is revoked, so it is short."""
     attestation_seconds: int = 86400
 
 
@@ -146,6 +141,8 @@ class Config:
     workers: int = 1
     database: str = "muster.db"
     """A path relative to the data directory."""
+    weak_keys: Annotated[tuple[Annotated[str, Cap(512)], ...], Cap(8)] = ()
+    """Lists of weak keys as badkeys publishes them (`blocklist.dat`): paths relative to the data directory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ async def add_station(service: Service, name: str, budget: int, csr: bytes, *, b
         leaves.add(tx, entry)
 
     wanted = Station(name, service.config.service_name, key)
-    order = Order(wanted, station_name(name), service.config.lifetimes.station_days)
+    order = Order(wanted, station_name(name))
     return await issue(service, order, recorded)
 
 

@@ -26,7 +26,7 @@ REQUEST_PREFIX = "idevid."
 async def issue_idevid(service: Service, station: StationIdentity, request: IdevidRequest) -> IdevidIssued:
     """Register a device and certify its key, in one. The same request again gets the same certificate.
 
-    Raises: RegistrationMalformed, CsrRefused, AlgorithmRefused, StationUnknown, SerialTaken, BudgetSpent,
+    Raises: RegistrationMalformed, CsrRefused, KeyKindRefused, StationUnknown, SerialTaken, BudgetSpent,
     DeviceKeyReused, and what `issue` raises.
     """
     if SERIAL.fullmatch(request.serial) is None or MODEL.fullmatch(request.model) is None:

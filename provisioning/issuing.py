@@ -18,11 +18,26 @@ from provisioning.db import authorities, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import CaPublicKey, verify
 from provisioning.issuance.check import check_tbs
-from provisioning.issuance.keys import SPKI_P256
-from provisioning.issuance.profile import NO_END, Device, Idevid, Issuer, Ldevid, Wanted, build, idevid_name
-from provisioning.issuance.tbs import ToBeSigned, assemble, serial_of, serial_text
+from provisioning.issuance.profile import (
+    KIND_OF,
+    NO_END,
+    Device,
+    Gateway,
+    Idevid,
+    Issuer,
+    Ldevid,
+    OcspResponder,
+    Quarantine,
+    Wanted,
+    build,
+    idevid_name,
+)
+from provisioning.issuance.profiles import CertificateProfile
+from provisioning.issuance.tbs import Profile, ToBeSigned, assemble, serial_of, serial_text
+from provisioning.issuance.weakkeys import admit_key
 from provisioning.journal import leaf
-from provisioning.refusals import AlgorithmRefused, DeviceKeyReused, SigningUnavailable, ToBeSignedRefused
+from provisioning.profiles import profile_of
+from provisioning.refusals import DeviceKeyReused, SigningUnavailable, ToBeSignedRefused
 from provisioning.service import Service
 from wire.binding import key_id
 
@@ -33,12 +48,14 @@ class Order:
 
     wanted: Wanted
     subject: str
-    days: int | None
-    """None: without an end, as an IDevID may be."""
+    days: int | None = None
+    """At most so many, where that is less than what the profile says."""
     device_id: str | None = None
     enrollment_id: str | None = None
     renews: bool = False
     """May the key have certificates already, all of this very device (RFC 7030 section 4.2.2)?"""
+    profile: CertificateProfile | None = None
+    """None: the one in force that bears the name of its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +76,7 @@ class Reserved:
 
     serial: str
     profile: str
+    profile_id: int | None
     tbs: bytes
     not_before: int
     not_after: int
@@ -82,31 +100,54 @@ def _nothing(_: Connection, _again: bool) -> None:  # noqa: FBT001  the shape of
 async def issue(service: Service, order: Order, recorded: Recorded, claim: Claim = _nothing) -> IssuedCertificate:
     """The certificate, durable, and whatever `recorded` writes with it.
 
-    Raises: DeviceKeyReused, ToBeSignedRefused, SigningUnavailable, StorageUnavailable; what `claim`, `recorded` raise.
+    Raises: DeviceKeyReused, ToBeSignedRefused, SigningUnavailable, StorageUnavailable; what `admit_key`, `claim` and
+    `recorded` raise.
     """
     now = service.clock()
-    by, reserved = await _reserved(service, order, claim, now)
+    profile = order.profile or service.profiles.of_kind(KIND_OF[type(order.wanted)])
+    admit_key(profile, order.wanted.public_key, service.debian_weak)
+    by, reserved = await _reserved(service, order, profile, claim, now)
     signature = reserved.signature or await service.keys.sign(by.key, reserved.tbs)
     verify_signature(by.public_key, reserved.tbs, signature)
-    digest = hashlib.sha256(reserved.tbs).digest()  # the bytes themselves are kept once, in the certificate's row
-    entry = leaf(service, "certificate", now, serial=reserved.serial, profile=reserved.profile, tbs_sha256=digest)
+    if reserved.profile_id != profile.row:  # reserved before a crash, under a version that has been replaced since
+        profile = await service.store.read(lambda tx: profile_of(tx, reserved.profile, reserved.profile_id))
+    entry = leaf(
+        service,
+        "certificate",
+        now,
+        serial=reserved.serial,
+        profile=profile.name,
+        profile_version=profile.version,
+        tbs_sha256=hashlib.sha256(reserved.tbs).digest(),  # the bytes themselves are kept once, in the row
+    )
     return await service.ledger.write(lambda tx: _record(tx, reserved, signature, entry, recorded))
 
 
 def ldevid_order(service: Service, device: Record, public_key: bytes, enrollment_id: str) -> Order:
-    """The certificate that a device gets: everything in it but the key is the record's. Raises: AlgorithmRefused."""
-    if not public_key.startswith(SPKI_P256):
-        raise AlgorithmRefused(expected="a device key on P-256", actual="another kind of key")
-    wanted = Ldevid(device.id, device.serial, service.config.service_name, public_key)
-    return Order(wanted, device.id, service.config.lifetimes.ldevid_days, device.id, enrollment_id)
+    """The certificate that a device gets: everything in it but the key is the record's.
+
+    Raises: ProfileUnknown, and what `admit_key` raises.
+    """
+    profile = service.profiles.of_device(device.profile)
+    admit_key(profile, public_key, service.debian_weak)
+    names = (device.id, device.serial, service.config.service_name)
+    wanted: Ldevid | Gateway | Quarantine
+    if profile.kind is Profile.GATEWAY:
+        hosts = () if profile.dns_domain is None else (f"{device.id}.{profile.dns_domain}",)
+        wanted = Gateway(*names, hosts, public_key)
+    elif profile.kind is Profile.QUARANTINE:
+        wanted = Quarantine(*names, public_key)
+    else:
+        wanted = Ldevid(*names, public_key)
+    return Order(wanted, device.id, device_id=device.id, enrollment_id=enrollment_id, profile=profile)
 
 
 def idevid_order(service: Service, device_id: str, serial: str, public_key: bytes, request_id: str) -> Order:
-    """The certificate that a device without a TPM leaves the factory with. Raises: AlgorithmRefused."""
-    if not public_key.startswith(SPKI_P256):
-        raise AlgorithmRefused(expected="a device key on P-256", actual="another kind of key")
+    """The certificate that a device without a TPM leaves the factory with. Raises: what `admit_key` raises."""
+    profile = service.profiles.of_kind(Profile.IDEVID)
+    admit_key(profile, public_key, service.debian_weak)
     wanted = Idevid(device_id, serial, service.config.service_name, public_key)
-    return Order(wanted, idevid_name(device_id), None, device_id, request_id)
+    return Order(wanted, idevid_name(device_id), device_id=device_id, enrollment_id=request_id, profile=profile)
 
 
 def certificate_of(row: Record) -> IssuedCertificate:
@@ -125,37 +166,68 @@ def renew_after(certificate: IssuedCertificate) -> datetime:
     return moment.astimezone(UTC).replace(microsecond=0)
 
 
-async def _reserved(service: Service, order: Order, claim: Claim, now: datetime) -> tuple[Authority, Reserved]:
+async def _reserved(
+    service: Service, order: Order, profile: CertificateProfile, claim: Claim, now: datetime
+) -> tuple[Authority, Reserved]:
     """The authority that signs now, and what it will sign. Raises: SigningUnavailable, as `issue`."""
     for _ in range(2):
         by = service.authorities.active
-        tbs = _build(service, order, by.issuer, now)
-        reserved = await service.ledger.write(lambda tx, by=by, tbs=tbs: _reserve(tx, order, claim, by.name, tbs, now))  # type: ignore[misc]  # bound now
+        tbs = _build(service, order, profile, by.issuer, now)
+        row = _row(order, profile, by.name, tbs, now)
+        reserved = await service.ledger.write(lambda tx, row=row: _reserve(tx, order, claim, row))  # type: ignore[misc]  # bound now
         if reserved is not None:
             return service.authorities.named(reserved.issuer), reserved
         await service.authorities.refresh(service.store)  # another process activated another one a moment ago
     raise SigningUnavailable(expected="an active issuing authority", actual="one that changes")
 
 
-def _build(service: Service, order: Order, by: Issuer, now: datetime) -> ToBeSigned:
-    lifetimes = service.config.lifetimes
-    not_before = now - timedelta(seconds=lifetimes.backdate_seconds)
-    not_after = NO_END if order.days is None else min(now + timedelta(days=order.days), by.not_after)
+def _build(service: Service, order: Order, profile: CertificateProfile, by: Issuer, now: datetime) -> ToBeSigned:
+    not_before = now - timedelta(seconds=service.config.lifetimes.backdate_seconds)
     serial = serial_of(service.entropy(16))
+    not_after = _end(order, profile, by, now)
     tbs = build(order.wanted, by, serial=serial, not_before=not_before, not_after=not_after)
-    check_tbs(tbs, order.wanted, by)
+    check_tbs(tbs, order.wanted, by, profile)
     return tbs
 
 
-def _reserve(tx: Connection, order: Order, claim: Claim, by: str, tbs: ToBeSigned, now: datetime) -> Reserved | None:
+def _end(order: Order, profile: CertificateProfile, by: Issuer, now: datetime) -> datetime:
+    """The earliest of what the profile, the order and the issuer say."""
+    ends = [] if order.days is None else [now + timedelta(days=order.days)]
+    if profile.lifetime is None and not ends:
+        return NO_END
+    if profile.lifetime is not None:
+        ends.append(now + profile.lifetime)
+    return min(*ends, by.not_after)
+
+
+def _row(order: Order, profile: CertificateProfile, by: str, tbs: ToBeSigned, now: datetime) -> dict[str, Any]:
+    return {
+        "serial": serial_text(tbs.serial),
+        "issuer": by,
+        "profile": tbs.profile.value,
+        "profile_id": profile.row,
+        "subject": order.subject,
+        "device_id": order.device_id,
+        "enrollment_id": order.enrollment_id,
+        "key_id": key_id(order.wanted.public_key),
+        "tbs": tbs.der,
+        "not_before": int(tbs.not_before.timestamp()),
+        "not_after": int(tbs.not_after.timestamp()),
+        "reserved_at": int(now.timestamp()),
+        "state": "reserved",
+        "signature": None,
+    }
+
+
+def _reserve(tx: Connection, order: Order, claim: Claim, row: dict[str, Any]) -> Reserved | None:
     """The row that will be signed: the one that this request reserved before, or a new one.
 
     None where the authority is not active (any more): no other one's key signs a certificate.
     """
+    by = row["issuer"]
     if authorities.state_of(tx, by) != State.ACTIVE:
         return None
-    over = key_id(order.wanted.public_key)
-    for known in enrollments.certificates_of_request(tx, order.enrollment_id, over):
+    for known in enrollments.certificates_of_request(tx, order.enrollment_id, row["key_id"]):
         if order.enrollment_id is not None and known.enrollment_id == order.enrollment_id:
             if known.signature is not None or known.issuer == by:
                 claim(tx, True)  # noqa: FBT003  again
@@ -166,26 +238,21 @@ def _reserve(tx: Connection, order: Order, claim: Claim, by: str, tbs: ToBeSigne
             continue  # given up
         if order.renews and known.device_id == order.device_id:
             continue
-        if isinstance(order.wanted, Device):
+        if _is_anothers(order, known):
             raise DeviceKeyReused(expected="a key without certificate", actual=f"certificate {known.serial}")
     claim(tx, False)  # noqa: FBT003  not there yet
-    row: dict[str, Any] = {
-        "serial": serial_text(tbs.serial),
-        "issuer": by,
-        "profile": tbs.profile.value,
-        "subject": order.subject,
-        "device_id": order.device_id,
-        "enrollment_id": order.enrollment_id,
-        "key_id": over,
-        "tbs": tbs.der,
-        "not_before": int(tbs.not_before.timestamp()),
-        "not_after": int(tbs.not_after.timestamp()),
-        "reserved_at": int(now.timestamp()),
-        "state": "reserved",
-        "signature": None,
-    }
     enrollments.add_certificate(tx, row)
     return Reserved(**{name: row[name] for name in Reserved.__slots__})
+
+
+def _is_anothers(order: Order, known: Record) -> bool:
+    """May the key that this certificate is over not be certified again? A device's is fresh each time.
+
+    The responder's key is the service's own: it has a certificate of each authority.
+    """
+    if isinstance(order.wanted, OcspResponder):
+        return str(known.profile) != Profile.OCSP_RESPONDER
+    return isinstance(order.wanted, Device) or known.subject != order.subject
 
 
 def verify_signature(key: CaPublicKey, tbs: bytes, signature: bytes) -> None:

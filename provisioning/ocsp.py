@@ -302,7 +302,7 @@ async def renew_responder(service: Service) -> None:
     key = await service.keys.adopt(KEY)
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     wanted = OcspResponder(authority.name, service.config.service_name, spki)
-    order = Order(wanted, responder_name(authority.name), service.config.lifetimes.ocsp_responder_days)
+    order = Order(wanted, responder_name(authority.name))
     issued = await issue(service, order, lambda _tx, _certificate: None)
     _log.info("ocsp.responder", authority=issued.issuer, serial=issued.serial)
 

@@ -13,6 +13,8 @@ from provisioning.config import Config, DataDirectory
 from provisioning.db.ledger import Ledger
 from provisioning.db.store import Store
 from provisioning.issuance.algorithms import CaPublicKey
+from provisioning.issuance.weakkeys import DebianWeak
+from provisioning.profiles import Profiles
 
 
 class Keys(Protocol):
@@ -46,6 +48,8 @@ class Service:
     authorities: Authorities
     clock: Callable[[], datetime]
     entropy: Callable[[int], bytes]
+    profiles: Profiles
+    debian_weak: DebianWeak
     policies: dict[int, Policy] = field(default_factory=dict)
     """Parsed policies by the id of their row, which never changes."""
     mqtt_port: int = 0

@@ -19,7 +19,7 @@ async def renew_service_certificate(service: Service) -> None:
     hosts = tuple(host for host in (listen.advertised_host, listen.host) if host not in ("0.0.0.0", "::"))  # noqa: S104  it is left out here
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     wanted = ServiceTls(service.config.service_name, hosts, spki)
-    order = Order(wanted, service.config.service_name, service.config.lifetimes.service_days)
+    order = Order(wanted, service.config.service_name)
     issued = await issue(service, order, lambda _tx, _certificate: None)
     text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     replace_file(service.directory.tls / "service.key", text, mode=0o600)

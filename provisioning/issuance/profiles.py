@@ -51,7 +51,7 @@ class CertificateProfile:
     """The rules for one profile. `lifetime` is None where the certificate has no end; for a CA it is the most.
 
     `rsa_bits_least` counts where `keys` hold RSA. `dns_domain`, where given, makes `<device id>.<dns_domain>` a name of
-    a gateway. `version` and `row` say where it stands in the database; 0 where it is the built-in one.
+    a gateway. `version` and `row` say where it stands in the database: 0 and None where it is the built-in one.
     """
 
     name: str
@@ -62,7 +62,7 @@ class CertificateProfile:
     approval: bool
     dns_domain: str | None = None
     version: int = 0
-    row: int = 0
+    row: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from provisioning import est, inventory, revoking, tokens
 from provisioning.db import devices, enrollments
 from provisioning.issuance.csr import verify_possession
 from provisioning.refusals import (
-    AlgorithmRefused,
     AttestationRequired,
     CredentialRefused,
     CsrRefused,
@@ -21,6 +20,7 @@ from provisioning.refusals import (
     DeviceRevoked,
     EnrollmentQuotaSpent,
     EstBodyMalformed,
+    KeyKindRefused,
     NamesDiffer,
     NotAuthenticated,
     ProfileUnknown,
@@ -299,7 +299,7 @@ async def test_a_key_that_the_profile_does_not_take_is_refused(client, service, 
     serial = names()
     user = (serial, (await token_for(service, serial))["token"])
     csr = csr_for(ec.generate_private_key(ec.SECP256K1()))
-    assert refused(await ask(client, "simpleenroll", csr, user=user), AlgorithmRefused)
+    assert refused(await ask(client, "simpleenroll", csr, user=user), KeyKindRefused)
 
 
 # --- attested devices -------------------------------------------------------------------------------------------------
