@@ -28,7 +28,7 @@ from provisioning.issuance.est import csr_attributes as attributes
 from provisioning.issuance.est import verify_same_names
 from provisioning.issuance.keys import KeyKind
 from provisioning.issuance.tbs import assemble
-from provisioning.issuing import IssuedCertificate, Order, certificate_of, issue, ldevid_order
+from provisioning.issuing import IssuedCertificate, certificate_of, issue, ldevid_order
 from provisioning.refusals import (
     AttestationRequired,
     CredentialRefused,
@@ -196,12 +196,14 @@ def csr_attributes(service: Service, caller: Caller, *, label: str | None) -> by
     """What this device's request should hold, DER (section 4.5.2). Raises: NotAuthenticated, ProfileUnknown."""
     _not_spent(caller)
     _verify_label(caller, label)
-    return attributes(KeyKind.P256, 0)
+    profile = service.profiles.of_device(caller.device.profile)
+    preferred = next(kind for kind in KeyKind if kind in profile.keys)
+    return attributes(preferred, profile.rsa_bits_least)
 
 
 def verify_known_label(service: Service, label: str | None) -> None:
     """Is there a profile of that name, or no label at all? Raises: NotFound."""
-    if label not in (None, "ldevid"):
+    if label is not None and label not in service.profiles.all:
         raise NotFound(expected="the name of a certificate profile", actual=label)
 
 
@@ -237,11 +239,11 @@ async def _issue(
     before = None if caller.kind == "token" and not caller.spent else await _before(service, caller, request_id, now)
     if before is not None and before.signature is not None:
         return certificate_of(before)
-    order = replace(ldevid_order(service, device, spki, request_id), renews=what == "renew")
+    order = ldevid_order(service, device, spki, request_id)
+    waits = what == "enroll" and (device.needs_approval or service.profiles.of_device(device.profile).approval)
     if what == "renew":
-        if device.assurance == "attested":
-            order = await _attested(service, caller, order, now)
-    elif device.needs_approval and before is None and not await _is_approved(service, device, over, now):
+        order = replace(order, renews=True, days=await _days(service, caller, over, now))
+    elif waits and before is None and not await _is_approved(service, device, over, now):
         return Pending(over)
     at = int(now.timestamp())
 
@@ -255,10 +257,12 @@ async def _issue(
             return
         if caller.kind == "token" and not records.use_token(tx, caller.proof, at):
             raise NotAuthenticated(expected="a token that can still be used", actual="one that was used a moment ago")
-        if what == "enroll" and device.needs_approval and not records.take_approval(tx, device.id, over, at):
+        if waits and not records.take_approval(tx, device.id, over, at):
             raise StateConflict(expected="an approval", actual="one that was used a moment ago")
 
     def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
+        if device.state == "registered" and records.enter(tx, device, first=True):
+            return  # it had no certificate in service that could be superseded
         if not records.enter(tx, device):
             raise DeviceRevoked(expected="a device in service, with the record it was judged by", actual="another one")
         enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
@@ -298,12 +302,16 @@ async def _before(service: Service, caller: Caller, request_id: str, now: dateti
     return row
 
 
-async def _attested(service: Service, caller: Caller, order: Order, now: datetime) -> Order:
-    """What an attested device gets without attesting anew: the same key again, for as long as its health says.
+async def _days(service: Service, caller: Caller, over: str, now: datetime) -> int | None:
+    """For how long at most a renewal is good; None: as its profile says.
+
+    An attested device that does not attest anew gets the same key again, for as long as its health says.
 
     Raises: AttestationRequired.
     """
-    device, over = caller.device, key_id(order.wanted.public_key)
+    device = caller.device
+    if device.assurance != "attested":
+        return None
     if caller.kind == "quarantine":
         raise AttestationRequired(expected="a device that passed its attestation", actual="a quarantine certificate")
     if over != device.key_id:
@@ -316,7 +324,7 @@ async def _attested(service: Service, caller: Caller, order: Order, now: datetim
     days = DAYS_BY_HEALTH.get(device.health)
     if days is None:
         raise AttestationRequired(expected=" or ".join(DAYS_BY_HEALTH), actual=f"health {device.health}")
-    return replace(order, days=days if order.days is None else min(order.days, days))
+    return days
 
 
 async def _is_approved(service: Service, device: Record, over: str, now: datetime) -> bool:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from provisioning.db import devices, est, leaves
 from provisioning.db.devices import Record
 from provisioning.factory import MODEL, SERIAL
+from provisioning.issuance.tbs import Profile
 from provisioning.journal import leaf
 from provisioning.refusals import NotFound, ProfileUnknown, RequestMalformed, StateConflict
 from provisioning.service import Service
@@ -22,7 +23,9 @@ SECONDS_LEAST, SECONDS_MOST = 60, 90 * 86400
 MODEL_UNKNOWN = "unspecified"
 ID_LENGTH = 16
 """Hex digits of a token's hash, by which people name it."""
-PROFILES = ("ldevid",)
+KINDS = (Profile.LDEVID, Profile.GATEWAY)
+"""What a token may be for."""
+DEFAULT_PROFILE = "ldevid"
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _MINTED = re.compile(r"d-[0-9a-f]{16}")
 _ATTESTS = "EST refuses it: the device's record asks for attestation (muster-agent enroll)"
@@ -44,7 +47,7 @@ class Wanted:
 async def create_token(service: Service, wanted: Wanted, *, by: str) -> Json:
     """A token, in the answer and nowhere else. Raises: RequestMalformed, ProfileUnknown, StateConflict."""
     seconds = service.config.limits.est_token_seconds if wanted.lifetime_seconds is None else wanted.lifetime_seconds
-    _verify(wanted, seconds)
+    _verify(service, wanted, seconds)
     now = service.clock()
     expires = now + timedelta(seconds=seconds)
     token = b64url(service.entropy(TOKEN_BYTES))
@@ -102,11 +105,11 @@ def _station(by: str) -> str:
     return f"operator:{by}"
 
 
-def _verify(wanted: Wanted, seconds: int) -> None:
+def _verify(service: Service, wanted: Wanted, seconds: int) -> None:
     if not SECONDS_LEAST <= seconds <= SECONDS_MOST:
         raise RequestMalformed(expected=f"a lifetime of {SECONDS_LEAST} to {SECONDS_MOST} s", actual=seconds)
-    if wanted.profile is not None and wanted.profile not in PROFILES:
-        raise ProfileUnknown(expected=" or ".join(PROFILES), actual=wanted.profile)
+    if wanted.profile is not None and (profile := service.profiles.of_device(wanted.profile)).kind not in KINDS:
+        raise ProfileUnknown(expected=" or ".join(KINDS), actual=profile.kind)
     if wanted.model is not None and MODEL.fullmatch(wanted.model) is None:
         raise RequestMalformed(expected="a model of a-z 0-9 . -", actual=wanted.model)
     if SERIAL.fullmatch(wanted.device) is None and not is_device_id(wanted.device):
@@ -121,7 +124,7 @@ def _register(tx: Connection, wanted: Wanted, minted: str, at: int, by: str) -> 
         "serial": wanted.device,
         "model": wanted.model or MODEL_UNKNOWN,
         "assurance": "token",
-        "profile": wanted.profile or PROFILES[0],
+        "profile": wanted.profile or DEFAULT_PROFILE,
         "needs_approval": wanted.approval,
         "ek_trust": "none",
         "station": _station(by),

@@ -53,14 +53,15 @@ _USE_TOKEN = Prepared(
     )
     .values(used_at=bindparam("at"))
 )
+_AS_JUDGED = (
+    device.c.id == bindparam("one"),
+    device.c.assurance == bindparam("least"),
+    device.c.profile == bindparam("named"),
+)
+_ENTER_FIRST = Prepared(update(device).where(*_AS_JUDGED, device.c.state == "registered").values(state="active"))
 _ENTER = Prepared(
     update(device)
-    .where(
-        device.c.id == bindparam("one"),
-        or_(device.c.state == "registered", device.c.state == "active"),
-        device.c.assurance == bindparam("least"),
-        device.c.profile == bindparam("named"),
-    )
+    .where(*_AS_JUDGED, or_(device.c.state == "registered", device.c.state == "active"))
     .values(state="active")
 )
 _COUNTS = PreparedSelect(
@@ -132,9 +133,10 @@ def revoke_token(tx: Connection, token_sha256: str, at: int) -> bool:
     return tx.execute(update(token).where(*open_one).values(revoked_at=at)).rowcount == 1
 
 
-def enter(tx: Connection, found: Record) -> bool:
-    """The device is in service. False where its record is not any more what the request was judged by."""
-    return _ENTER(tx, {"one": found.id, "least": found.assurance, "named": found.profile}) == 1
+def enter(tx: Connection, found: Record, *, first: bool = False) -> bool:
+    """The device is in service, `first`: from now on. False where its record is not any more what was judged."""
+    enters = _ENTER_FIRST if first else _ENTER
+    return enters(tx, {"one": found.id, "least": found.assurance, "named": found.profile}) == 1
 
 
 def counts(tx: Connection, serial: str, at: int) -> bool:

@@ -9,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from provisioning import inventory, revoking
 from provisioning.db import devices, enrollments, leaves
 from provisioning.refusals import (
-    AlgorithmRefused,
     AttestationRequired,
     BudgetSpent,
     CredentialRefused,
     CsrRefused,
     DeviceKeyReused,
+    KeyKindRefused,
     NotAuthenticated,
     RegistrationMalformed,
     SerialTaken,
@@ -121,7 +121,7 @@ async def test_a_serial_or_key_that_is_known_is_refused(client, service, station
         ("bad serial", "sensor", None, RegistrationMalformed),
         ("s-bad", "Sensor", None, RegistrationMalformed),
         ("s-bad", "sensor", b"\x30\x00", CsrRefused),
-        ("s-bad", "sensor", csr_for(ec.generate_private_key(ec.SECP256K1())), AlgorithmRefused),
+        ("s-bad", "sensor", csr_for(ec.generate_private_key(ec.SECP256K1())), KeyKindRefused),
     ],
 )
 async def test_a_bad_request_is_refused_by_name(client, station, serial, model, csr, kind):
