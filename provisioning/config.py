@@ -223,6 +223,9 @@ def data_directory(given: Path | None) -> DataDirectory:
 def load_config(directory: DataDirectory) -> Config:
     """The configuration of a data directory. Raises: ConfigurationRefused."""
     if not directory.config.is_file():
+        if (directory.ceremony / "waiting.json").is_file():
+            msg = f"{directory.root}: a ceremony waits here for an outside CA; go on: muster hsm ceremony --import"
+            raise ConfigurationRefused(msg)
         msg = f"{directory.root}: is no Muster data directory (no {CONFIG_NAME}); make one: muster init"
         raise ConfigurationRefused(msg)
     try:

@@ -219,8 +219,11 @@ def _told(directory: DataDirectory, output: Format, done: "Done") -> None:
             "paper_sha256": text_sha256,
         },
     )
-    offline = [f"{token.label} ({token.place})" if token.place else token.label for token in done.transcript.tokens]
-    note(f"next: print and sign the paper; take away every token but the first of {', '.join(offline)}; muster serve")
+    note("next: print the paper and sign it; then take these away, each with its PIN:")
+    for token in done.transcript.tokens:
+        if token.offline:
+            note(f"  {token.label}{f': {directory.root / token.place}' if token.place else ''}")
+    note("then: muster serve")
 
 
 # --- what comes later -------------------------------------------------------------------------------------------------
