@@ -6,19 +6,21 @@ import shutil
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from provisioning import duties, outbox
+from provisioning import crls, duties, outbox
 from provisioning.config import DataDirectory
-from provisioning.db import commands, leaves
+from provisioning.db import commands, enrollments, leaves, revocations
 from provisioning.duties import Duty
 from provisioning.refusals import SigningUnavailable
-from provisioning.revoking import sign_due_crl
+from provisioning.revoking import release_device, revoke_device
 from provisioning.transparency import root_of_leaves, verify_checkpoint
 from tests.support import fleet
+from tests.support.crls import listed, publish_crl
 from tests.support.service import Clock, make_installation, running_service
 from wire.codec import parse_rfc3339
 
@@ -193,12 +195,7 @@ async def _session(service, device, serial="1"):
     await service.ledger.write(lambda tx: commands.put_session(tx, device, values))
 
 
-# --- CRL ----------------------------------------------------------------------------------------------------------
-
-
-def listed(directory):
-    crl = x509.load_der_x509_crl((directory.ca / "issuing.crl").read_bytes())
-    return {format(entry.serial_number, "x") for entry in crl}
+# --- revocations --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -206,26 +203,121 @@ def prompt(monkeypatch):
     monkeypatch.setattr(duties, "BROKER_RELOADED_SECONDS", (0.0, 0.0))
 
 
+async def signed(duty, service):
+    """One round of CRLs, in a second that has none yet."""
+    head = service.store.read_now(lambda tx: revocations.crl_head(tx, "issuing"))
+    await until(lambda: service.clock().timestamp() >= head.this_update + 1)
+    await duty.sign()
+
+
+def denied(directory):
+    return directory.denied.read_text().split()
+
+
 @pytest.mark.parametrize("broken", [False, True])
-async def test_a_revocation_is_published_and_its_session_ended_twice(service, directory, tmp_path, prompt, broken):
+async def test_a_revocation_ends_rights_and_session_and_then_stands_in_the_crl(
+    service, directory, tmp_path, prompt, broken
+):
     member, wire = await fleet.device(service, tmp_path, "d-1"), Wire(broken=broken)
-    duty = duties.CrlDuty(service, wire)
-    await duty.run()
-    assert (listed(directory), wire.ended) == (set(), [])
-    await fleet.set_state(service, member, "revoked")
-    await duty.run()
-    assert listed(directory) == {member.serial}
+    duty = duties.Revoked(service, wire)
+    await duty.follow()
+    await duty.sign()
+    assert (listed(directory), denied(directory), wire.ended) == (set(), [], [])
+    await revoke_device(service, "d-1", "key-compromise", by="test")
+    await duty.follow()
+    assert denied(directory) == ["d-1"]
     await until(lambda: len(wire.ended) == 2)
     assert wire.ended == ["d-1", "d-1"]
+    assert duty.wake_crl.is_set()
+    await signed(duty, service)
+    assert listed(directory) == {member.serial}
+    await duty.follow()
+    assert denied(directory) == []
+
+
+async def test_a_hold_ends_as_it_began(service, directory, tmp_path, prompt):
+    member, wire = await fleet.device(service, tmp_path, "d-1"), Wire()
+    duty = duties.Revoked(service, wire)
+    await revoke_device(service, "d-1", "certificate-hold", by="test")
+    await duty.follow()
+    await signed(duty, service)
+    assert listed(directory) == {member.serial}
+    await release_device(service, "d-1", by="test")
+    await duty.follow()
+    await signed(duty, service)
+    assert (listed(directory), denied(directory)) == (set(), [])
+
+
+async def test_what_is_released_before_any_crl_lists_it_gets_its_rights_back(service, directory, tmp_path, prompt):
+    await fleet.device(service, tmp_path, "d-1")
+    duty = duties.Revoked(service, Wire())
+    await duty.sign()
+    await duty.follow()
+    await revoke_device(service, "d-1", "certificate-hold", by="test")
+    await duty.follow()
+    assert denied(directory) == ["d-1"]
+    await release_device(service, "d-1", by="test")
+    await duty.follow()
+    assert denied(directory) == []
+
+
+async def test_without_the_hsm_rights_and_sessions_end_and_the_crl_follows(service, directory, tmp_path, prompt):
+    member, honest = await fleet.device(service, tmp_path, "d-1"), await fleet.device(service, tmp_path, "d-2")
+    await _session(service, "d-2", honest.serial)
+    wire = Wire()
+
+    async def refuse(_key, _message):
+        raise SigningUnavailable
+
+    gone = replace(service, keys=SimpleNamespace(sign=refuse))
+    duty = duties.Revoked(gone, wire)
+    await duty.follow()
+    await revoke_device(gone, "d-1", "key-compromise", by="test")
+    await duty.follow()
+    assert denied(directory) == ["d-1"]
+    await until(lambda: len(wire.ended) == 2)
+    with pytest.raises(SigningUnavailable):
+        await signed(duty, service)
+    assert listed(directory) == set()
+    duty._end_again_at = 0.0
+    await duty.follow()  # as long as no CRL keeps it out it is thrown off again and again
+    await until(lambda: len(wire.ended) == 4)
+    duty._service = service
+    await signed(duty, service)
+    await duty.follow()
+    assert (listed(directory), denied(directory)) == ({member.serial}, [])
+    await until(lambda: len(wire.ended) == 6)
+    assert set(wire.ended) == {"d-1"}
+
+
+async def test_the_end_of_a_grace_period_disturbs_nobody_and_waits_for_company(service, directory, tmp_path, prompt):
+    old, new = await fleet.device(service, tmp_path, "d-1"), await fleet.device(service, tmp_path, "d-1")
+    await _session(service, "d-1", new.serial)
+    clock = Clock(service.clock())
+    service, wire = replace(service, clock=clock), Wire()
+    duty = duties.Revoked(service, wire)
+    await duty.sign()
+    await duty.follow()
+    at = int(clock.now.timestamp())
+    await service.ledger.write(lambda tx: enrollments.supersede(tx, "d-1", but=new.serial, revoke_at=at + 1))
+    clock.now += timedelta(seconds=5)
+    await duty.follow()
+    await duty.sign()
+    assert (listed(directory), denied(directory)) == (set(), [])
+    clock.now += timedelta(seconds=crls.GRACE_SECONDS)
+    await duty.sign()
+    assert listed(directory) == {old.serial}
+    await duty.follow()
+    assert wire.ended == []
 
 
 async def test_a_crl_that_a_crash_left_unpublished_is_published(service, directory, prompt, tmp_path):
     member = await fleet.device(service, tmp_path, "d-1")
     before = (directory.ca / "issuing.crl").read_bytes()
     await fleet.set_state(service, member, "revoked")
-    await duties.CrlDuty(service, Wire()).run()
+    await signed(duties.Revoked(service, Wire()), service)
     (directory.ca / "issuing.crl").write_bytes(before)
-    await duties.CrlDuty(service, Wire()).run()
+    await duties.Revoked(service, Wire()).sign()
     assert listed(directory) == {member.serial}
 
 
@@ -234,22 +326,34 @@ async def test_a_session_that_a_crash_left_open_is_ended(service, prompt, tmp_pa
     await _session(service, "d-1", revoked.serial)
     await _session(service, "d-2", honest.serial)
     await fleet.set_state(service, revoked, "revoked")
-    assert await sign_due_crl(service) is not None
+    await publish_crl(service)
     wire = Wire()
-    duty = duties.CrlDuty(service, wire)
-    await duty.run()
+    duty = duties.Revoked(service, wire)
+    await duty.follow()
     await until(lambda: len(wire.ended) == 2)
-    await duty.run()
+    await duty.follow()
     assert wire.ended == ["d-1", "d-1"]
 
 
 async def test_a_crl_is_not_signed_again_without_need(service, directory):
-    duty = duties.CrlDuty(service, Wire())
-    await duty.run()
+    duty = duties.Revoked(service, Wire())
+    await duty.sign()
     before = (directory.ca / "issuing.crl").stat()
-    await duty.run()
+    await duty.sign()
     after = (directory.ca / "issuing.crl").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+async def test_a_crl_is_signed_again_well_before_it_ends(service, directory):
+    clock = Clock(service.clock())
+    service = replace(service, clock=clock)
+    duty = duties.Revoked(service, Wire())
+    lifetimes = service.config.lifetimes
+    for _ in range(3):
+        clock.now += timedelta(seconds=lifetimes.crl_refresh_seconds + 1)
+        await duty.sign()
+        crl = x509.load_der_x509_crl((directory.ca / "issuing.crl").read_bytes())
+        assert crl.next_update_utc - clock.now > timedelta(seconds=lifetimes.crl_seconds - 2)
 
 
 # --- log ----------------------------------------------------------------------------------------------------------
