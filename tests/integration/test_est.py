@@ -7,11 +7,14 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from provisioning import est, inventory, revoking, tokens
-from provisioning.db import devices, enrollments
+from provisioning.db import devices, enrollments, profiles
 from provisioning.issuance.csr import verify_possession
+from provisioning.issuance.est import csr_attributes
+from provisioning.issuance.keys import KeyKind
 from provisioning.refusals import (
     AttestationRequired,
     CredentialRefused,
@@ -21,17 +24,21 @@ from provisioning.refusals import (
     EnrollmentQuotaSpent,
     EstBodyMalformed,
     KeyKindRefused,
+    KeyTooShort,
     NamesDiffer,
     NotAuthenticated,
     ProfileUnknown,
     RequestTooLarge,
+    SigningUnavailable,
     StateConflict,
     TooManyRequests,
     UnsupportedMediaType,
 )
 from tests.support import fleet
+from tests.support.certificates import assert_is_gateway
 from tests.support.est import (
     EST,
+    IssuedLike,
     ask,
     certificate_in,
     csr_for,
@@ -42,7 +49,7 @@ from tests.support.est import (
     token_for,
 )
 from tests.support.listeners import service_with_operators, serving
-from tests.support.service import make_installation
+from tests.support.service import NAME, make_installation
 from wire.binding import key_id
 
 OPERATIONS = ("cacerts", "csrattrs", "simplereenroll", "simpleenroll")  # the last one uses a token up
@@ -469,3 +476,123 @@ async def test_a_request_with_line_breaks_and_parameters_is_taken(client, servic
     body = b"\r\n".join(text[at : at + 7] for at in range(0, len(text), 7)) + b"\r\n"
     headers = {"Content-Type": "application/pkcs10; charset=us-ascii", "Content-Transfer-Encoding": "base64"}
     assert (await ask(client, "simpleenroll", user=user, headers=headers, data=body))[0] == 200
+
+
+# --- profiles ---------------------------------------------------------------------------------------------------------
+
+GATEWAY = 'name = "edge"\nkind = "gateway"\nkeys = ["P-384", "RSA"]\nrsa_bits_least = 3072\nlifetime_days = 7\n'
+
+
+@pytest.fixture
+async def edge(service):
+    """A profile of an operator's own for gateways, in force."""
+
+    async def put(text):
+        await service.ledger.write(lambda tx: profiles.add(tx, name="edge", text=text, now=0, by="test"))
+        await service.profiles.refresh(service.store)
+
+    await put(GATEWAY)
+    return put
+
+
+async def test_the_records_profile_decides_key_lifetime_and_kind(client, service, names, edge, tmp_path):
+    serial = names()
+    made = await token_for(service, serial, profile="edge")
+    user = (serial, made["token"])
+    attributes = (await ask(client, "edge/csrattrs", user=user))[2]
+    assert base64.b64decode(attributes) == csr_attributes(KeyKind.P384, 3072)
+    assert refused(await ask(client, "simpleenroll", csr_for(new_key()), user=user), KeyKindRefused)
+    small = csr_for(rsa.generate_private_key(65537, 2048))
+    assert refused(await ask(client, "simpleenroll", small, user=user), KeyTooShort)
+    assert refused(await ask(client, "ldevid/simpleenroll", csr_for(new_key()), user=user), ProfileUnknown)
+    key = ec.generate_private_key(ec.SECP384R1())
+    status, _, body = await ask(client, "edge/simpleenroll", csr_for(key), user=user)
+    assert status == 200, body
+    issued = certificate_in(body)
+    names = {"device_id": made["device"], "serial_number": serial, "service_name": NAME, "hosts": ()}
+    assert_is_gateway(issued, **names, issuer=service.authorities.active.certificate)
+    assert issued.not_valid_after_utc - service.clock() < timedelta(days=7)
+    found = fleet.member(
+        tmp_path,
+        made["device"],
+        key,
+        IssuedLike(format(issued.serial_number, "x"), issued.public_bytes(Encoding.DER)),
+        service,
+    )
+    assert (await ask(client, "edge/simplereenroll", renewal_of(issued, key), member=found))[0] == 200
+
+
+async def test_a_profile_may_ask_for_approval(client, service, names, edge):
+    await edge(GATEWAY + "approval = true\n")
+    serial = names()
+    user = (serial, (await token_for(service, serial, profile="edge"))["token"])
+    csr = csr_for(ec.generate_private_key(ec.SECP384R1()))
+    assert (await ask(client, "simpleenroll", csr, user=user))[0] == 202
+    await inventory.approve(service, serial, by="test")
+    assert (await ask(client, "simpleenroll", csr, user=user))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "profile", ["station", "operator", "service-tls", "idevid", "quarantine", "root-ca", "no-such"]
+)
+async def test_no_token_is_made_for_what_is_no_devices_profile(service, names, profile):
+    with pytest.raises(ProfileUnknown):
+        await token_for(service, names(), profile=profile)
+
+
+async def test_a_record_whose_profile_is_none_for_devices_gets_nothing(client, service, names):
+    serial = names()
+    made = await token_for(service, serial)
+    await service.ledger.write(lambda tx: devices.change(tx, made["device"], profile="station"))
+    assert refused(await ask(client, "simpleenroll", csr_for(new_key()), user=(serial, made["token"])), ProfileUnknown)
+
+
+# --- what fails in between --------------------------------------------------------------------------------------------
+
+
+class Away:
+    """Keys of a token that does not answer, until it does."""
+
+    def __init__(self, keys):
+        self.keys, self.away = keys, True
+
+    async def sign(self, key, message):
+        if self.away:
+            raise SigningUnavailable(expected="a signature", actual="none")
+        return await self.keys.sign(key, message)
+
+    def __getattr__(self, name):
+        return getattr(self.keys, name)
+
+
+async def test_a_token_is_not_lost_where_the_hsm_is_away(service, names):
+    keys, serial = Away(service.keys), names()
+    user, csr = (serial, (await token_for(service, serial, approval=True))["token"]), csr_for(new_key())
+    async with serving(replace(service, keys=keys)) as client:
+        assert (await ask(client, "simpleenroll", csr, user=user))[0] == 202
+        await inventory.approve(service, serial, by="test")
+        for _ in range(2):
+            status, headers, body = await ask(client, "simpleenroll", csr, user=user)
+            assert (status, body["code"]) == (503, SigningUnavailable.code)
+            assert int(headers["Retry-After"]) >= 1
+        keys.away = False
+        status, _, body = await ask(client, "simpleenroll", csr, user=user)
+        assert status == 200
+        assert (await ask(client, "simpleenroll", csr, user=user))[2] == body
+    shown = await inventory.show_device(service, serial)
+    assert [one["state"] for one in shown["certificates"]] == ["issued"]
+
+
+async def test_a_device_that_is_revoked_while_the_hsm_signs_gets_nothing(service, names):
+    serial = names()
+    user = (serial, (await token_for(service, serial))["token"])
+
+    class Slow(Away):
+        async def sign(self, key, message):
+            await revoking.revoke_device(service, serial, "key-compromise", by="test")
+            return await self.keys.sign(key, message)
+
+    async with serving(replace(service, keys=Slow(service.keys))) as client:
+        assert refused(await ask(client, "simpleenroll", csr_for(new_key()), user=user), DeviceRevoked)
+    shown = await inventory.show_device(service, serial)
+    assert [one["state"] for one in shown["certificates"]] == ["revoked"]
