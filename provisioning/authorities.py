@@ -63,6 +63,11 @@ class Authority:
     """What certificates say about it."""
 
     @property
+    def pem(self) -> bytes:
+        """Its certificate in PEM."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    @property
     def spki(self) -> bytes:
         """Its public key as SubjectPublicKeyInfo, DER."""
         return self.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -202,9 +207,21 @@ def _addresses(name: str, public_url: str | None) -> dict[str, str]:
 
 
 def write_files(folder: Path, known: Authorities) -> None:
-    """NAME.pem and NAME.crt (DER) of each authority: for people, for the broker, and for the public listener."""
+    """NAME.pem and NAME.crt (DER) of each authority, for people and for the public listener.
+
+    Beside them, for who verifies: `roots.pem`, and `trusted.pem` with the issuing CAs too (the broker), of all that are
+    not retired.
+    """
+    trusted = [one for one in known if one.state is not State.RETIRED]
+    whole = {
+        "roots.pem": b"".join(one.pem for one in trusted if one.kind == ROOT),
+        "trusted.pem": b"".join(one.pem for one in trusted),
+    }
+    for name, content in whole.items():
+        if read_at_most(folder / name, CHAIN_MOST) != content:
+            replace_file(folder / name, content)
     for one in known:
-        for ending, content in (("pem", one.certificate.public_bytes(Encoding.PEM)), ("crt", one.der)):
+        for ending, content in (("pem", one.pem), ("crt", one.der)):
             file = folder / f"{one.name}.{ending}"
             if read_at_most(file, CHAIN_MOST) != content:
                 replace_file(file, content)

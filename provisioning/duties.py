@@ -20,9 +20,11 @@ from sqlalchemy import Connection
 from ota.files import replace_file
 from ota.repository import refresh_online
 from provisioning import crls, journal, ocsp, outbox, revoking, rotation
+from provisioning.authorities import LOG
 from provisioning.db import commands, leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.refusals import Refusal
+from provisioning.rollover import upkeep
 from provisioning.service import Service
 from provisioning.transparency import Checkpoint, Tree, append, checkpoint_text, root_of, signed_note
 from wire.codec import parse_json, parse_rfc3339
@@ -39,6 +41,7 @@ CHECKPOINT_SECONDS = 1.0
 EXPIRY_SECONDS = 60.0
 STRANGERS_SECONDS = 60.0
 TRUST_SECONDS = 600.0
+ROLLOVER_SECONDS = 1.0
 TRUST_LEFT = timedelta(days=6)
 """The online roles of the trust repository are signed again when less than this is left of their week."""
 TIMESTAMP_MOST = 64 * 1024
@@ -49,7 +52,7 @@ END_AGAIN_SECONDS = 1.0
 """How often a device is thrown off that no CRL lists yet."""
 LEAVES_AT_ONCE = 4096
 HASH_OCTETS = 32
-LOG_KEY, TRUST_KEY = "log", "trust-online"
+TRUST_KEY = "trust-online"
 
 RUNS = Counter("muster_duty_runs", "Runs of a duty", ["duty", "outcome"])
 HOLDER = Gauge("muster_duty_holder", "1 where this process holds the lease")
@@ -131,6 +134,7 @@ def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
         Duty("crl", CRL_SECONDS, revoked.sign, revoked.wake_crl),
         Duty("ocsp", RESPONDER_SECONDS, lambda: ocsp.renew_responder(service)),
         Duty("log", CHECKPOINT_SECONDS, lambda: sequence(service)),
+        Duty("rollover", ROLLOVER_SECONDS, lambda: upkeep.look_after(service)),
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
         Duty("expiry", EXPIRY_SECONDS, lambda: outbox.expire(service)),
         Duty("strangers", STRANGERS_SECONDS, lambda: journal.note_strangers(service)),
@@ -264,8 +268,9 @@ async def sequence(service: Service) -> None:
     tree = append(before, [row.hash for row in waiting])
     root = root_of(tree)
     text = checkpoint_text(Checkpoint(log_origin(service), tree.size, root))
-    signature = await service.keys.sign(LOG_KEY, text)
-    public = service.keys.public(LOG_KEY).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    key = service.authorities.signing_key(LOG)
+    signature = await service.keys.sign(key, text)
+    public = (await service.keys.adopt(key)).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     note = signed_note(text, log_origin(service), public, signature).decode()
     at = int(service.clock().timestamp())
 

@@ -11,6 +11,7 @@ from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.endorsement import verify_endorsement
 from provisioning.attestation.evidence import verify_attestation_key
 from provisioning.attesting import TRANSIENT
+from provisioning.authorities import COMMAND
 from provisioning.challenges import InForce, challenge_message, challenge_row, policy_for
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
@@ -35,7 +36,6 @@ from wire.messages import (
 )
 from wire.topics import down
 
-COMMAND_KEY = "command"
 BY_DEVICE = "device"
 """Who ordered a command that the device itself asked for."""
 MOST_AT_ONCE = 200
@@ -185,8 +185,9 @@ async def _sealed(service: Service, row: Record, body: bytes, place: commands.Pl
         "not_after": not_after,
     }
     payload = encode({**head, **_fields(kind, body)})
-    public = service.keys.public(COMMAND_KEY).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    signature = await service.keys.sign(COMMAND_KEY, pae(PAYLOAD_TYPE[kind], payload))
+    key = service.authorities.signing_key(COMMAND, row.trust_version)
+    public = (await service.keys.adopt(key)).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    signature = await service.keys.sign(key, pae(PAYLOAD_TYPE[kind], payload))
     return seal(PAYLOAD_TYPE[kind], payload, key_id(public), lambda _: signature)
 
 

@@ -164,7 +164,9 @@ async def _hello(service: Service, hello: Hello, signer: Record) -> None:
             "at": at,
         }
         commands.put_session(tx, hello.device, values)
-        devices.change(tx, hello.device, last_seen_at=at)
+        devices.change(tx, hello.device, last_seen_at=at, trust_version=hello.trust_version)
+        if hello.trust_version < service.authorities.bundle_version:  # it was away when the others were told
+            outbox.put(tx, service, outbox.Order("refresh-trust", hello.device, "service"))
         commands.hurry(tx, hello.device, at)
         device = devices.by_id(tx, hello.device)
         floor = 0 if device is None else device.release_counter

@@ -20,6 +20,7 @@ from provisioning.app.children import kill_child, start_child, stop_child
 from provisioning.app.tls import CIPHERS_1_2
 from provisioning.config import Config, ConfigurationRefused, DataDirectory
 from provisioning.messaging import SERVICE_USER
+from provisioning.service_tls import settle
 from wire.envelope import MAX_ENVELOPE
 from wire.topics import ROOT, is_device_id
 
@@ -183,10 +184,14 @@ class Broker:
         raise ConfigurationRefused(msg)
 
     def reload_if_changed(self) -> bool:
-        """Have it read CRLs, rights and certificate again where one is another. Sessions that are open stay open."""
+        """Have it read CAs, CRLs, rights and certificate again where one is another. Sessions that are open stay open.
+
+        mosquitto 2.0 makes a new TLS context on SIGHUP: a CA that is gone from the file is trusted no more.
+        """
         state = self._state()
         if self._child is None or state == self._seen:
             return False
+        self._write_trusted()
         self._write_revoked()
         self._seen = state
         self._child.send_signal(SIGHUP)
@@ -204,8 +209,13 @@ class Broker:
 
     def _state(self) -> tuple[int | str, ...]:
         # The key is replaced before its certificate.
-        files = (*crl_files(self._directory), self._directory.denied, self._plan.certificate)
+        trusted = self._directory.ca / "trusted.pem"
+        files = (trusted, *crl_files(self._directory), self._directory.denied, self._plan.certificate)
         return tuple(number for path in files for number in _identity(path))
+
+    def _write_trusted(self) -> None:
+        trusted = (self._directory.ca / "trusted.pem").read_bytes()
+        replace(self._plan.directory / "authorities.pem", trusted)
 
     def _write_revoked(self) -> None:
         lists = b"".join(crl_pem(path.read_bytes()) for path in crl_files(self._directory))
@@ -219,12 +229,13 @@ class Broker:
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         own.chmod(0o700)
         ca = self._directory.ca
-        for needed in (ca / "issuing.pem", ca / "root.pem", ca / "issuing.crl", self._plan.certificate, self._plan.key):
+        settle(self._directory.tls)
+        for needed in (ca / "trusted.pem", ca / "root.pem", ca / "issuing.crl", self._plan.certificate, self._plan.key):
             if not needed.is_file():
                 msg = f"{needed}: is missing; make a data directory: muster init"
                 raise ConfigurationRefused(msg)
-        replace(own / "authorities.pem", (ca / "issuing.pem").read_bytes() + (ca / "root.pem").read_bytes())
         state = self._state()
+        self._write_trusted()
         self._write_revoked()
         replace(own / "service.acl", SERVICE_ACL.encode())
         replace(own / "mosquitto.conf", configuration(self._plan).encode())

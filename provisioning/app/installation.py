@@ -33,7 +33,7 @@ from provisioning.app.ceremony_tokens import destroy_keys
 from provisioning.app.ceremony_transcript import digests, key_sha256
 from provisioning.app.compose import clock, compose, open_database
 from provisioning.app.configuration import configuration_of, configuration_text
-from provisioning.app.credentials import hash_token, renew_service_certificate
+from provisioning.app.credentials import hash_token
 from provisioning.authorities import ISSUING, ROOT, write_files
 from provisioning.config import (
     DEMO_MARKER,
@@ -49,6 +49,7 @@ from provisioning.issuance.outside import OutsideAuthority
 from provisioning.issuance.profile import device_uri
 from provisioning.journal import leaf
 from provisioning.service import Service
+from provisioning.service_tls import renew_service_certificate
 
 REQUEST_NAME = "issuing.csr"
 T = TypeVar("T")
@@ -228,13 +229,17 @@ def _reclaim(made: DataDirectory, directory: DataDirectory) -> None:
     descriptor = os.open(made.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         _lock(descriptor, made.root)
-        journal = read_journal(made.ceremony)
-        if journal is not None:
-            msg = f"a ceremony was killed here and may have made keys {', '.join(journal.keys)}"
-            raise ConfigurationRefused(f"{made.root}: {msg}; destroy them: muster hsm ceremony --discard")
+        _refuse_journal(made)
         _clear(made.root, directory.root)
     finally:
         os.close(descriptor)
+
+
+def _refuse_journal(made: DataDirectory) -> None:
+    journal = read_journal(made.ceremony)
+    if journal is not None:
+        msg = f"a ceremony works here, or was killed and may have made keys {', '.join(journal.keys)}"
+        raise ConfigurationRefused(f"{made.root}: {msg}; destroy them: muster hsm ceremony --discard")
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -276,6 +281,7 @@ def _restore(directory: DataDirectory) -> None:
 def refuse_occupied(directory: DataDirectory) -> None:
     """Only an absent folder, or one that the demo alone uses, becomes one. Raises: ConfigurationRefused."""
     _restore(directory)
+    _refuse_journal(DataDirectory(_beside(directory)))
     if directory.config.is_file():
         msg = f"{directory.root}: is a Muster data directory already; remove it, or take another --data-dir"
         raise ConfigurationRefused(msg)

@@ -1,8 +1,10 @@
 """TLS of the listeners: 1.3, or 1.2 with forward secrecy and an AEAD. Nothing older, nothing else."""
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+
+from provisioning.authorities import Authorities, State
 
 CIPHERS_1_2 = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:"
@@ -23,8 +25,8 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def device_context(certificate: Path, key: Path, authorities: Sequence[Path]) -> ssl.SSLContext:
-    """The device listener: a client certificate is optional, and where one comes it must chain to `authorities`.
+def device_context(certificate: Path, key: Path, authorities: str) -> ssl.SSLContext:
+    """The device listener: a client certificate is optional, and where one comes it must chain to `authorities` (PEM).
 
     Does NOT say that a certificate still counts: that is asked of the database for each request.
 
@@ -33,33 +35,48 @@ def device_context(certificate: Path, key: Path, authorities: Sequence[Path]) ->
     context = server_context(certificate, key)
     context.verify_mode = ssl.CERT_OPTIONAL
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    for authority in authorities:
-        context.load_verify_locations(authority)
+    context.load_verify_locations(cadata=authorities)
     return context
 
 
-class ReloadedOnChange:
-    """Loads a certificate again when its file is another one; connections that are open keep theirs.
+class Contexts:
+    """The listeners' contexts, made anew where the certificate or a CA is another one; open connections keep theirs.
 
-    `load_cert_chain` on a live context serves new connections with the new pair.
+    A new one takes its place only when it is whole: a pair that is being replaced and does not fit serves nobody. A CA
+    that was retired goes so too (`load_verify_locations` on a live context only adds).
     """
 
-    def __init__(self, certificate: Path, key: Path, *contexts: ssl.SSLContext) -> None:
-        self._certificate = certificate
-        self._key = key
-        self._contexts = contexts
+    def __init__(self, folder: Path, known: Authorities) -> None:
+        """Raises: OSError, ssl.SSLError."""
+        self._certificate, self._key = folder / "service.pem", folder / "service.key"
+        self._known = known
+        self._use: dict[str, Callable[[ssl.SSLContext], None]] = {}
         self._seen = self._state()
+        self.current = self._made()
+
+    def serve(self, name: str, use: Callable[[ssl.SSLContext], None]) -> None:
+        """Have that listener use each new context."""
+        self._use[name] = use
 
     def reload(self) -> bool:
-        """Was there a new pair? Raises: OSError, ssl.SSLError; the old pair is then still served."""
+        """Was there anything new? Raises: OSError, ssl.SSLError; what was served is then served still."""
         state = self._state()
         if state == self._seen:
             return False
-        for context in self._contexts:
-            context.load_cert_chain(self._certificate, self._key)
+        self.current = self._made()
+        for name, use in self._use.items():
+            use(self.current[name])
         self._seen = state
         return True
 
-    def _state(self) -> tuple[int, int, int, int]:
+    def _made(self) -> dict[str, ssl.SSLContext]:
+        trusted = b"".join(one.pem for one in self._known if one.state is not State.RETIRED).decode()
+        return {
+            "device": device_context(self._certificate, self._key, trusted),
+            "operator": server_context(self._certificate, self._key),
+        }
+
+    def _state(self) -> tuple[object, ...]:
         certificate, key = self._certificate.stat(), self._key.stat()
-        return certificate.st_ino, certificate.st_mtime_ns, key.st_ino, key.st_mtime_ns
+        trusted = tuple(one.der for one in self._known if one.state is not State.RETIRED)
+        return certificate.st_ino, certificate.st_mtime_ns, key.st_ino, key.st_mtime_ns, trusted

@@ -19,19 +19,22 @@ from provisioning.app.broker import broker_socket
 from provisioning.app.compose import compose
 from provisioning.app.endpoints import Ports, bind_shared
 from provisioning.app.logging import configure_logging
+from provisioning.app.signatures import keep_counting
 from provisioning.app.supervisor import CANNOT_START
-from provisioning.app.tls import ReloadedOnChange, device_context, server_context
+from provisioning.app.tls import Contexts
+from provisioning.authorities import State
 from provisioning.config import ConfigurationRefused, DataDirectory, load_config
 from provisioning.http import device, operator, public
 from provisioning.http.exchange import Dispatcher, Route
 from provisioning.http.listener import Listener
 from provisioning.messaging import Bridge
 from provisioning.ocsp import Responder
+from provisioning.refusals import Refusal
 from provisioning.service import Service
 from wire.codec import decode
 
 GRACE_SECONDS = 3.0
-TLS_RELOAD_SECONDS = 30.0
+FOLLOW_SECONDS = 1.0
 PORTS_MOST = 1024
 
 _log = structlog.get_logger()
@@ -43,13 +46,14 @@ async def serve(service: Service, ports: Ports, number: int, ready: int | None) 
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    listeners, certificates = start_listeners(service, ports)
+    listeners, contexts = start_listeners(service, ports)
     host = f"{socket.gethostname()}:{service.directory.root}/{number}"
     socket_path = broker_socket(service.directory)
     carried_out = duties.hold(service, host, lambda receive: Bridge(socket_path, receive))
     background: list[asyncio.Task[object]] = [
         asyncio.create_task(carried_out, name="duties"),
-        asyncio.create_task(_reload(certificates), name="tls"),
+        asyncio.create_task(keep_counting(service), name="signatures"),
+        asyncio.create_task(_follow(service, contexts), name="authorities"),
     ]
     if ready is not None:
         os.write(ready, b"+")
@@ -63,36 +67,44 @@ async def serve(service: Service, ports: Ports, number: int, ready: int | None) 
         task.result()  # a background task ends only by a defect: let it end the worker, with its traceback
 
 
-def start_listeners(service: Service, ports: Ports) -> tuple[list[Listener], ReloadedOnChange]:
-    """The three listeners on their ports, and what loads their certificate again. Raises: OSError, ssl.SSLError."""
+def start_listeners(service: Service, ports: Ports) -> tuple[list[Listener], Contexts]:
+    """The three listeners on their ports, and the TLS contexts of two of them. Raises: OSError, ssl.SSLError."""
     limits, directory, host = service.config.limits, service.directory, service.config.listen.host
-    certificate, key = directory.tls / "service.pem", directory.tls / "service.key"
-    for_devices = device_context(certificate, key, [directory.ca / "issuing.pem", directory.ca / "root.pem"])
-    for_operators = server_context(certificate, key)
+    contexts = Contexts(directory.tls, service.authorities)
     in_flight = device.InFlight(limits.in_flight_enrollments)
     wanted: list[tuple[str, int, list[Route], str]] = [
         ("device", ports.device, device.routes(in_flight), "ClientCertificate"),
         ("operator", ports.operator, operator.routes(), "Bearer"),
         ("public", ports.public, public.routes(Responder(service)), "None"),
     ]
-    contexts = {"device": for_devices, "operator": for_operators}
     listeners = []
     for name, port, routes, challenge in wanted:
         rate = limits.requests_per_second_per_address
         rates = RateTable(Rate(rate, rate * 2))
         dispatcher = Dispatcher(name, service, routes, rates, challenge=challenge)
-        listener = Listener(name, dispatcher, limits=limits, rates=rates, tls=contexts.get(name))
+        listener = Listener(name, dispatcher, limits=limits, rates=rates, tls=contexts.current.get(name))
         listener.start(bind_shared(host, port))
         listeners.append(listener)
-    return listeners, ReloadedOnChange(certificate, key, for_devices, for_operators)
+        if name in contexts.current:
+            contexts.serve(name, listener.use)
+    return listeners, contexts
 
 
-async def _reload(certificates: ReloadedOnChange) -> None:
+async def _follow(service: Service, contexts: Contexts) -> None:
+    """What another process changed, a second later at most: who signs, which CAs are trusted, the TLS certificate."""
     while True:
-        await asyncio.sleep(TLS_RELOAD_SECONDS)
+        await asyncio.sleep(FOLLOW_SECONDS)
         try:
-            if certificates.reload():
+            if await service.authorities.refresh(service.store):
+                _log.info(
+                    "authorities.changed", active=[one.name for one in service.authorities if one.state is State.ACTIVE]
+                )
+            if await service.profiles.refresh(service.store):
+                _log.info("profiles.changed")
+            if contexts.reload():
                 _log.info("tls.reloaded")
+        except Refusal as refusal:
+            _log.warning("authorities.not_read", code=refusal.code, actual=refusal.actual)
         except OSError as error:  # ssl.SSLError is one: a pair that is being replaced does not fit for a moment
             _log.warning("tls.not_reloaded", why=str(error))
 

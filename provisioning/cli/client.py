@@ -167,7 +167,8 @@ def _problem(data: bytes, content_type: str, status: int) -> ProblemDocument:
 
 
 def _tls(directory: DataDirectory) -> ssl.SSLContext:
-    root = directory.ca / "root.pem"
+    rolled = directory.ca / "roots.pem"
+    root = rolled if rolled.is_file() else directory.ca / "root.pem"
     try:
         context = ssl.create_default_context(cafile=str(root))
     except (OSError, ssl.SSLError) as error:

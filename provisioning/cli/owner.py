@@ -119,8 +119,8 @@ def _mend(directory: DataDirectory, *, migrate: bool, renew_tls: bool) -> None:
     from alembic.util import CommandError
 
     from provisioning.app.compose import compose
-    from provisioning.app.credentials import renew_service_certificate
     from provisioning.db.schema import migrate as migrate_database
+    from provisioning.service_tls import renew_service_certificate
 
     config = load_config(directory)
     if migrate:

@@ -16,7 +16,7 @@ director = table_of(DirectorMetadata)
 
 _FORGET_SESSION = Prepared(delete(session).where(session.c.device_id == bindparam("device")))
 _DUE = (
-    select(command, session.c.session, session.c.down_sequence)
+    select(command, session.c.session, session.c.down_sequence, session.c.trust_version)
     .join(session, session.c.device_id == command.c.device_id)
     .where(command.c.state == "pending", command.c.next_try_at <= bindparam("now"))
     .order_by(command.c.next_try_at, command.c.message_id)

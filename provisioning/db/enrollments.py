@@ -155,6 +155,12 @@ def due_for_revocation(tx: Connection, now: int) -> list[Record]:
     return list(tx.execute(due))
 
 
+def supersede_profile(tx: Connection, profile: str, *, but: str, revoke_at: int) -> None:
+    """All issued certificates of a profile but one are superseded, and to be revoked at that time."""
+    mine = (certificate.c.profile == profile, certificate.c.serial != but, certificate.c.state == "issued")
+    tx.execute(update(certificate).where(*mine).values(state="superseded", revoke_at=revoke_at))
+
+
 def add_attestation(tx: Connection, row: dict[str, Any]) -> None:
     """Insert evidence that passed."""
     _INSERT_ATTESTATION(tx, row)

@@ -62,6 +62,10 @@ class Listener:
         self._accepting: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
 
+    def use(self, tls: ssl.SSLContext) -> None:
+        """New connections are served with this context from now on."""
+        self._tls = tls
+
     def start(self, listening: socket.socket) -> None:
         """Serve a bound socket; it belongs to the listener from now on."""
         listening.setblocking(False)  # noqa: FBT003  the standard library's own signature

@@ -6,9 +6,10 @@ from pathlib import Path
 from aiohttp import web
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from provisioning.authorities import COMMAND
 from provisioning.db import leaves
 from provisioning.http import ocsp
-from provisioning.http.exchange import NO_STORE, Call, Handler, Route, query
+from provisioning.http.exchange import NO_STORE, Call, Route, query
 from provisioning.http.files import send_file
 from provisioning.ocsp import Responder
 from provisioning.refusals import NotFound, RequestMalformed
@@ -17,7 +18,6 @@ from wire.codec import encode
 from wire.envelope import pae, seal
 from wire.messages import TIME_PAYLOAD_TYPE, SignedTime
 
-COMMAND_KEY = "command"
 NONCE_MOST = 64
 """Characters of `GET /v1/time?nonce=…`."""
 MINUTE = 60
@@ -30,8 +30,7 @@ def routes(responder: Responder) -> list[Route]:
         Route("GET", "/trust/{name...}", trust_file),
         Route("GET", "/v1/time", signed_time),
         Route("GET", "/crl/{name}", crl),
-        Route("GET", "/ca/issuing.pem", ca_certificate("issuing.pem")),
-        Route("GET", "/ca/root.pem", ca_certificate("root.pem")),
+        Route("GET", "/ca/{name}", ca_certificate),
         Route("GET", "/log/checkpoint", checkpoint),
     ]
 
@@ -68,19 +67,24 @@ async def checkpoint(call: Call) -> web.Response:
     return web.Response(text=row.note, content_type="text/plain", headers=NO_STORE)
 
 
-def ca_certificate(name: str) -> Handler:
-    """The handler for one CA certificate."""
+CA_TYPES = {".pem": "application/pem-certificate-chain", ".crt": "application/pkix-cert"}
 
-    async def handler(call: Call) -> web.StreamResponse:
-        return await _file(call, call.service.directory.ca, name, "application/pem-certificate-chain")
 
-    return handler
+async def ca_certificate(call: Call) -> web.StreamResponse:
+    """A CA's certificate: `/ca/NAME.pem`, and in DER, as AIA's caIssuers has it (RFC 5280 section 4.2.2.1), `.crt`."""
+    name = call.path["name"]
+    content_type = CA_TYPES.get(name[-4:])
+    if content_type is None:
+        raise NotFound(expected=f"NAME{' or NAME'.join(CA_TYPES)}", actual=name)
+    call.service.authorities.named(name[:-4])  # no other file of that folder
+    return await _file(call, call.service.directory.ca, name, content_type)
 
 
 async def seal_by_command_key(service: Service, payload_type: str, payload: bytes) -> bytes:
     """An envelope by the command key. Raises: SigningUnavailable."""
-    spki = service.keys.public(COMMAND_KEY).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    signature = await service.keys.sign(COMMAND_KEY, pae(payload_type, payload))
+    key = service.authorities.signing_key(COMMAND)
+    spki = (await service.keys.adopt(key)).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    signature = await service.keys.sign(key, pae(payload_type, payload))
     return seal(payload_type, payload, hashlib.sha256(spki).hexdigest(), lambda _: signature)
 
 

@@ -122,11 +122,10 @@ async def _tell(service: Service, by: str) -> None:
         after = rows[-1].serial
 
 
-async def note_first(service: Service) -> None:
-    """What an installation began with, on record: its command key, its log key, its first trust bundle."""
+async def note_first_keys(service: Service) -> None:
+    """The keys that an installation began with, on record: the commands' and the log's."""
     for kind in (COMMAND, LOG):
         await _note_first_key(service, kind)
-    await note_published(service, "installation")
 
 
 async def _note_first_key(service: Service, kind: str) -> None:

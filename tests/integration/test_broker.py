@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from provisioning.app.broker import Broker, broker_socket
-from provisioning.app.credentials import renew_service_certificate
+from provisioning.service_tls import renew_service_certificate
 from provisioning.config import ConfigurationRefused, load_config
 from provisioning.messaging import SERVICE_USER, end_session
 from tests.support import fleet

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from provisioning.app.credentials import renew_service_certificate
+from provisioning.service_tls import renew_service_certificate
 from provisioning.app.tls import server_context
 from tests.support.listeners import service_with_operators, serving
 from tests.support.service import make_installation

@@ -504,7 +504,7 @@ async def test_what_could_not_be_signed_is_not_taken_for_said(agent):
     await agent.up(agent.hello())
 
     class Broken:
-        public = staticmethod(agent.service.keys.public)
+        adopt = staticmethod(agent.service.keys.adopt)
 
         async def sign(self, *_):
             raise SigningUnavailable
@@ -526,7 +526,7 @@ async def test_of_two_commands_the_one_that_was_published_before_a_failure_count
     sent = []
 
     class Once:
-        public = staticmethod(agent.service.keys.public)
+        adopt = staticmethod(agent.service.keys.adopt)
 
         async def sign(self, *arguments):
             if sent:
