@@ -32,6 +32,8 @@ RECORD_MOST = 256 * 1024
 UNSIGNED_FOR = timedelta(minutes=5)
 """A reserved certificate that is older was left by a crash; a younger one may be at the HSM right now."""
 _BY_ROOT = (Profile.ROOT_CA.value, Profile.ISSUING_CA.value)
+_IN_SERVICE = (Profile.LDEVID.value, Profile.GATEWAY.value, Profile.QUARANTINE.value)
+"""What a device earns, by evidence or by EST."""
 _LEAVES = ("certificate", "attestation", "registration")
 
 
@@ -149,7 +151,7 @@ def _certificates(
         if committed != hashlib.sha256(row.tbs).digest():
             why = "has no leaf in the log" if committed is None else "is another one than the log says"
             logged.faults.append(f"certificate {row.serial}: {why}")
-        if row.profile == Profile.LDEVID.value:
+        if row.profile in _IN_SERVICE:
             evidence.looked_at += 1
             device, flow = attested.get(row.enrollment_id or "", ("", ""))
             if device == row.device_id and flow in ("enroll", "rotate"):
