@@ -1,15 +1,15 @@
 """The composition root: the only place where configuration, database, HSM, clock and entropy meet."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from hsm.errors import HsmError
 from provisioning.app.blocklists import debian_weak
-from provisioning.app.keys import HsmKeys
+from provisioning.app.keys import SERVICE_KEYS, HsmKeys
 from provisioning.app.signatures import flush_now
-from provisioning.authorities import Authorities
+from provisioning.authorities import COMMAND, ISSUING, LOG, Authorities, State
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, public_url
 from provisioning.db.ledger import Ledger
 from provisioning.db.schema import verify_schema
@@ -29,7 +29,8 @@ def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0, pub
     """A service with all its parts, for one process. Raises: ConfigurationRefused, HsmError."""
     with ExitStack() as parts:
         store, ledger = open_database(directory, config, parts)
-        keys = open_keys(directory, config)
+        authorities = load_authorities(store, config, public_port)
+        keys = open_keys(directory, config, needed_keys(authorities))
         parts.callback(lambda: flush_now(keys, ledger, int(clock().timestamp())))
         parts.callback(keys.close)
         yield Service(
@@ -38,7 +39,7 @@ def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0, pub
             store=store,
             ledger=ledger,
             keys=keys,
-            authorities=load_authorities(store, config, public_port),
+            authorities=authorities,
             clock=clock,
             entropy=os.urandom,
             profiles=load_profiles(store, config),
@@ -61,10 +62,17 @@ def open_database(directory: DataDirectory, config: Config, parts: ExitStack) ->
     return store, ledger
 
 
-def open_keys(directory: DataDirectory, config: Config) -> HsmKeys:
+def needed_keys(authorities: Authorities) -> tuple[str, ...]:
+    """The keys that sign now. One that was retired may be gone, and one that is prepared may not be there yet."""
+    issuing = authorities.of_kind(ISSUING, State.ACTIVE)
+    own = [one.key for one in issuing if one.key] + [authorities.signing_key(kind) for kind in (COMMAND, LOG)]
+    return (*own, "trust-online", "director-online")
+
+
+def open_keys(directory: DataDirectory, config: Config, needed: Sequence[str] = SERVICE_KEYS) -> HsmKeys:
     """The service's keys, logged in once. Raises: ConfigurationRefused."""
     try:
-        return HsmKeys(directory, config)
+        return HsmKeys(directory, config, needed)
     except (HsmError, OSError) as error:
         msg = f"HSM token {config.hsm.token!r}: {error}; look: muster doctor"
         raise ConfigurationRefused(msg) from error

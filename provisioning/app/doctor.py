@@ -19,22 +19,18 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from hsm.ceremony import check_protection
 from hsm.errors import HsmError
-from hsm.softhsm import find_module
 from ota.bundle import published_bundle
 from ota.files import read_at_most
 from ota.refusals import UpdateRefused
 from ota.source import NotFoundAtSource
 from ota.verify import Floor, verify_repository, verify_roots
 from provisioning.app.broker import broker_socket
-from provisioning.app.ceremony_plan import TRUST_ROLES as TRUST_TOKENS
 from provisioning.app.compose import clock
 from provisioning.app.doctor_ca import authorities_of, authority, crl, opened
+from provisioning.app.doctor_hsm import offline_keys, tokens
 from provisioning.app.endpoints import Endpoints
 from provisioning.app.findings import FAIL, OK, SOON, WARN, Finding, Findings, expiry
-from provisioning.app.keys import SERVICE_KEYS
-from provisioning.app.places import open_token
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, load_config
 from provisioning.db.schema import verify_schema
 from wire.codec import MalformedMessage, decode, rfc3339
@@ -68,8 +64,8 @@ def examine(directory: DataDirectory) -> list[Finding]:
     now = clock()
     checks: tuple[tuple[str, Callable[[], Findings]], ...] = (
         ("permissions", lambda: _permissions(directory)),
-        ("HSM", lambda: _hsm(directory, config)),
-        ("offline keys", lambda: _offline_keys(directory, config)),
+        ("HSM", lambda: tokens(directory, config)),
+        ("offline keys", lambda: offline_keys(directory, config)),
         ("CA", lambda: authority(directory, config, now)),
         ("TLS", lambda: _tls(directory, config, now)),
         ("database", lambda: _database(directory, config)),
@@ -217,44 +213,6 @@ def _database(directory: DataDirectory, config: Config) -> Findings:
 
 
 # --- keys and certificates --------------------------------------------------------------------------------------------
-
-
-def _hsm(directory: DataDirectory, config: Config) -> Findings:
-    yield Finding("HSM", OK, f"module {config.hsm.module or find_module()}")
-    with open_token(directory, config, config.hsm.token) as token:
-        keys = check_protection(token)
-        missing = sorted(set(SERVICE_KEYS) - {key.label for key in keys})
-        if missing:
-            says = f"token {config.hsm.token!r}: no key {', '.join(missing)}"
-            yield Finding("HSM", FAIL, says, "restore the token")
-            return
-        public = {label: _spki(token.key(label).public_key()) for label in SERVICE_KEYS}
-    bundle, issuing = published_bundle(directory.trust), authorities_of(directory, config).active.certificate
-    wrong = [
-        label
-        for label, fits in (
-            ("issuing", public["issuing"] == _spki(issuing.public_key())),
-            ("command", public["command"] in bundle.command_keys),
-            ("log", public["log"] in bundle.log_keys),
-        )
-        if not fits
-    ]
-    if wrong:
-        cure = "restore the token that belongs to this data directory"
-        yield Finding("HSM", FAIL, f"key {', '.join(wrong)} is not the one that certificate or bundle names", cure)
-    else:
-        yield Finding("HSM", OK, f"token {config.hsm.token!r}: logged in; {len(keys)} keys, none can leave it")
-
-
-def _offline_keys(directory: DataDirectory, config: Config) -> Findings:
-    beside = [label for label in (config.hsm.root_token, *TRUST_TOKENS) if directory.pin(label).is_file()]
-    if beside:
-        says = f"the PINs of {', '.join(beside)} lie beside the service: good for a trial"
-        yield Finding(
-            "offline keys", WARN, says, f"in production move them off this machine: {directory.secrets}/*.pin"
-        )
-        return
-    yield Finding("offline keys", OK, "the PINs of root and trust keys are not here")
 
 
 def _spki(key: object) -> bytes:

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +37,7 @@ PAUSE_SECONDS = 1.0
 DIGESTS_MOST = 1_000_000
 """More messages are not remembered between two flushes; they are counted."""
 SERVICE_KEYS = ("issuing", "command", "log", "trust-online", "director-online")
+"""What a new installation has."""
 _PROBE = b"muster: does this token sign?"
 
 _log = structlog.get_logger()
@@ -254,14 +255,17 @@ class HsmKeys:
     A key is named by an entry of `hsm.keys`, by its label in the service's token, or by a PKCS#11 URI (RFC 7512).
     """
 
-    def __init__(self, directory: DataDirectory, config: Config) -> None:
-        """Open the tokens and find the service's keys. Raises: HsmError, ConfigurationRefused, OSError."""
+    def __init__(self, directory: DataDirectory, config: Config, needed: Sequence[str] = SERVICE_KEYS) -> None:
+        """Open the tokens and find the keys that the service cannot do without; others are found when they are used.
+
+        Raises: HsmError, ConfigurationRefused, OSError.
+        """
         self._directory, self._config = directory, config
         self._deadline = config.hsm.deadline_milliseconds / 1000
         self._tokens: dict[object, ServedToken] = {}
         self._keys: dict[str, ServedKey] = {}
         try:
-            for name in SERVICE_KEYS:
+            for name in dict.fromkeys(needed):
                 self._keys[name] = self._found_at_start(name)
         except BaseException:
             self.close()

@@ -52,7 +52,7 @@ def list_(tokens: Tokens = None, data_dir: DataDir = None, output: Output = Form
             [
                 (one.label, one.facts and one.facts.serial, *cells)
                 for one in found
-                for cells in [_cells(key) for key in one.keys] or [(None, None, None, one.failure or "no keys")]
+                for cells in [_cells(key) for key in one.keys] or [("-", "-", "-", one.failure or "no keys")]
             ],
         )
     _end(found)
@@ -120,7 +120,7 @@ def _verdicts(found: "list[TokenFindings]", output: Format, good: str) -> None:
             for key in one.keys
             for says in key.faults or (good,)
         ]
-        rows += [("FAIL", one.label, None, None, one.failure) for one in found if one.failure]
+        rows += [("FAIL", one.label, "-", "-", one.failure) for one in found if one.failure]
         print_table(("", "token", "key", "kind", "says"), rows)
     _end(found)
 
