@@ -11,6 +11,7 @@ from types import MappingProxyType
 from sqlalchemy import Connection
 
 from provisioning.db import profiles
+from provisioning.db.devices import Record
 from provisioning.db.store import Store
 from provisioning.issuance.profiles import DEVICE_KINDS, CertificateProfile, builtin, numbered, parse_profile
 from provisioning.issuance.tbs import Profile
@@ -22,6 +23,11 @@ def profile_of(tx: Connection, kind: str, row_id: int | None) -> CertificateProf
     row = None if row_id is None else profiles.by_id(tx, row_id)
     if row is None:
         return builtin(Profile(kind))
+    return profile_in(row)
+
+
+def profile_in(row: Record) -> CertificateProfile:
+    """The profile that a row of the table is. Raises: ProfileMalformed, if this version of the program takes it not."""
     return numbered(parse_profile(row.text, f"profile {row.name}, version {row.version}"), row.version, row.id)
 
 
@@ -56,8 +62,7 @@ class Profiles:
             return False
         found = {kind.value: builtin(kind) for kind in Profile}
         for row in profiles.in_force(tx):
-            source = f"profile {row.name}, version {row.version}"
-            found[row.name] = numbered(parse_profile(row.text, source), row.version, row.id)
+            found[row.name] = profile_in(row)
         self._by_name, self._newest = MappingProxyType(found), newest
         return True
 

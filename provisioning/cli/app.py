@@ -21,6 +21,7 @@ from provisioning.cli import (
     ota,
     owner,
     policy,
+    profile,
     simulate,
     trust,
 )
@@ -53,7 +54,7 @@ def _muster(
 
 
 _GROUPS = (
-    owner, hsm, audit, factory, devices, certificates, crl, est, policy, explain, trust, ota, simulate, demo,
+    owner, hsm, audit, factory, devices, certificates, crl, est, policy, profile, explain, trust, ota, simulate, demo,
 )  # fmt: skip
 for module in _GROUPS:
     module.add_to(app)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from provisioning import inventory, outbox, revoking, tokens, updates
+from provisioning import certificate_profiles, inventory, outbox, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
 from provisioning.factory import add_station
 from provisioning.http import ca
@@ -42,6 +42,13 @@ class PolicyText:
     """A model's policy, as `muster policy set` reads it."""
 
     toml: Annotated[str, Cap(128 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileText:
+    """A certificate profile, as `muster profile set` reads it."""
+
+    toml: Annotated[str, Cap(16 * 1024)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +191,22 @@ async def _policy(asked: Asked) -> object:
     return await inventory.show_policy(asked.call.service, asked.name)
 
 
+async def _set_profile(asked: Asked) -> object:
+    return await certificate_profiles.set_profile(asked.call.service, asked.body.toml, by=asked.operator.name)
+
+
+async def _profiles(asked: Asked) -> object:
+    return {"profiles": await certificate_profiles.list_profiles(asked.call.service)}
+
+
+async def _profile(asked: Asked) -> object:
+    version = query(asked.call.request, "version").get("version")
+    if version is not None and not (version.isascii() and version.isdigit() and len(version) <= 9):  # noqa: PLR2004  digits
+        raise RequestMalformed(expected="version: a number", actual=version[:16])
+    number = None if version is None else int(version)
+    return await certificate_profiles.show_profile(asked.call.service, asked.name, number)
+
+
 async def _add_station(asked: Asked) -> object:
     new, service = asked.body, asked.call.service
     issued = await add_station(service, new.name, new.budget, new.csr, by=asked.operator.name)
@@ -249,6 +272,9 @@ TABLE = (
     OperatorRoute("PUT", "/api/v1/policies", Role.ADMIN, _set_policy, PolicyText),
     OperatorRoute("GET", "/api/v1/policies", Role.VIEWER, _policies),
     OperatorRoute("GET", "/api/v1/policies/{name}", Role.VIEWER, _policy),
+    OperatorRoute("PUT", "/api/v1/profiles", Role.ADMIN, _set_profile, ProfileText),
+    OperatorRoute("GET", "/api/v1/profiles", Role.VIEWER, _profiles),
+    OperatorRoute("GET", "/api/v1/profiles/{name}", Role.VIEWER, _profile),
     OperatorRoute("POST", "/api/v1/stations", Role.ADMIN, _add_station, NewStation, 201),
     OperatorRoute("GET", "/api/v1/stations", Role.VIEWER, _stations),
     OperatorRoute("GET", "/api/v1/explain/{name}", Role.VIEWER, _explain),

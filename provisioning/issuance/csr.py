@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from provisioning.refusals import CsrKeyNotCertified, CsrRefused
+from provisioning.issuance.keys import SPKI_P256, SPKI_P384, SPKI_P521
+from provisioning.refusals import CsrKeyNotCertified, CsrRefused, KeyPointRefused
 from wire.messages import CSR_MOST
 
 _ECDSA = {
@@ -54,13 +56,15 @@ def verify_csr(der: bytes, certified_key_spki: bytes) -> AcceptedCsr:
 def verify_possession(der: bytes) -> AcceptedCsr:
     """Was this PKCS#10 request made by the holder of the key in it? Not proven: where that key lives.
 
-    For a factory station, whose software key no TPM certifies. Raises: CsrRefused.
+    For a factory station, whose software key no TPM certifies. Nor that the key is a strong one: see `weakkeys`.
+
+    Raises: CsrRefused, KeyPointRefused.
     """
     if len(der) > CSR_MOST:
         raise CsrRefused(expected=f"at most {CSR_MOST} bytes", actual=f"{len(der)} bytes")
     try:
         request = x509.load_der_x509_csr(der)
-        key = request.public_key()
+        key = _key_of(request)
         spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         oid, signature, signed = request.signature_algorithm_oid, request.signature, request.tbs_certrequest_bytes
         if not der.endswith(b"\0" + signature):  # cryptography overlooks a BIT STRING that is not of whole octets
@@ -69,10 +73,24 @@ def verify_possession(der: bytes) -> AcceptedCsr:
             key.verify(signature, signed, _ECDSA[oid])
         elif isinstance(key, rsa.RSAPublicKey) and oid in _RSA:
             key.verify(signature, signed, padding.PKCS1v15(), _RSA[oid])
+        elif isinstance(key, ed25519.Ed25519PublicKey) and oid == SignatureAlgorithmOID.ED25519:
+            key.verify(signature, signed)
         else:
-            raise CsrRefused(expected="ECDSA or RSA with SHA-256, SHA-384 or SHA-512", actual=oid.dotted_string)
+            expected = "Ed25519, or ECDSA or RSA with SHA-256, SHA-384 or SHA-512"
+            raise CsrRefused(expected=expected, actual=oid.dotted_string)
     except InvalidSignature as error:
         raise CsrRefused(expected="a signature by the key of the request", actual="a signature that is not") from error
     except _HOSTILE as error:
         raise CsrRefused(expected="a PKCS#10 request in DER", actual=type(error).__name__) from error
     return AcceptedCsr(der, spki)
+
+
+def _key_of(request: x509.CertificateSigningRequest) -> CertificatePublicKeyTypes:
+    """The key of a request. Raises: KeyPointRefused, and what `cryptography` raises about hostile ones."""
+    try:
+        return request.public_key()
+    except ValueError as error:
+        signed = request.tbs_certrequest_bytes
+        if any(prefix in signed for prefix in (SPKI_P256, SPKI_P384, SPKI_P521)):
+            raise KeyPointRefused(expected="a point on its curve", actual="one that is not") from error
+        raise

@@ -3,14 +3,14 @@
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.issuance.csr import verify_csr
-from provisioning.refusals import CsrKeyNotCertified, CsrRefused
+from provisioning.refusals import CsrKeyNotCertified, CsrRefused, KeyPointRefused
 from tests.support.ek_certificates import ec_key, rsa_key
 from wire.messages import CSR_MOST
 
@@ -64,11 +64,28 @@ def test_a_request_that_somebody_else_signed_is_refused():
 
 
 def test_other_kinds_of_keys_and_hashes_are_refused():
-    key = ed25519.Ed25519PrivateKey.generate()
-    with pytest.raises(CsrRefused):
+    key = ed448.Ed448PrivateKey.generate()
+    with pytest.raises(CsrRefused) as refused:
         verify_csr(request(key, None), spki(key))
+    assert "Ed25519" in refused.value.expected
     with pytest.raises(CsrRefused):
         verify_csr(request(algorithm=hashes.SHA224), spki(KEY))
+
+
+def test_the_holder_of_an_edwards_key_is_accepted_and_nobody_else():
+    key = ed25519.Ed25519PrivateKey.generate()
+    made = request(key, None)
+    assert verify_csr(made, spki(key)).spki == spki(key)
+    with pytest.raises(CsrRefused):
+        verify_csr(made[:-1] + bytes([made[-1] ^ 1]), spki(key))
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1, ec.SECP384R1, ec.SECP521R1])
+def test_a_point_that_is_not_on_its_curve_is_refused_by_its_name(curve):
+    key = ec_key(curve)
+    x = key.public_key().public_numbers().x.to_bytes((curve.key_size + 7) // 8, "big")
+    with pytest.raises(KeyPointRefused):
+        verify_csr(request(key).replace(x, x[:-1] + bytes([x[-1] ^ 1])), spki(key))
 
 
 def test_a_request_over_its_cap_is_refused_unread():
@@ -92,7 +109,7 @@ def test_no_byte_of_a_request_can_be_changed(case, at, bits):
     """cryptography raises more than ValueError on hostile requests; each becomes the one refusal."""
     der, certified = case
     at %= len(der)
-    with pytest.raises((CsrRefused, CsrKeyNotCertified)):
+    with pytest.raises((CsrRefused, CsrKeyNotCertified, KeyPointRefused)):
         verify_csr(der[:at] + bytes([der[at] ^ bits]) + der[at + 1 :], certified)
 
 
