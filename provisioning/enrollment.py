@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from provisioning import attesting, challenges
 from provisioning.attestation.appraisal import select_pcrs
-from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public, verify_endorsement
+from provisioning.attestation.endorsement import RegisteredEk, ek_id_of, ek_id_of_public, verify_endorsement
 from provisioning.attestation.evidence import (
     VerifiedEvidence,
     verify_activation,
@@ -54,8 +54,8 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
             raise EnrollmentQuotaSpent(
                 expected=f"at most {policy.rules.enrollments_per_day} a day", actual=passed_today
             )
-        registered = device.ek_id if device.ek_trust == "key" else None
-        ek = verify_endorsement(request, policy.rules, service.clock(), registered)
+        registered = RegisteredEk(device.ek_id, device.ek_trust, device.ek_certificate)
+        ek = verify_endorsement(request, policy.rules, service.clock(), registered, service.ek_roots.store)
         ak = verify_attestation_key(request.ak_public)
         selection = select_pcrs(policy.rules, request.pcr_banks)
         row = challenges.challenge_row(service, "enroll", device, ak, selection, policy)
@@ -67,7 +67,11 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
         raise
 
     # A rotation is judged by what passed here: the factory may have read another certificate of the same EK.
-    passed = {"ek_certificate": request.ek_certificate or device.ek_certificate, "ek_intermediates": intermediates}
+    passed = {
+        "ek_certificate": request.ek_certificate or device.ek_certificate,
+        "ek_public": request.ek_public or device.ek_public,
+        "ek_intermediates": intermediates,
+    }
 
     def write(tx: Connection) -> None:
         enrollments.add(tx, row)

@@ -7,6 +7,7 @@ from typing import get_args
 
 from sqlalchemy import Connection
 
+from provisioning import ek_roots
 from provisioning.attestation.keys import spki_of
 from provisioning.attestation.policy import parse_policy
 from provisioning.attestation.structures import parse_public, parse_quote
@@ -130,6 +131,7 @@ def _waiting_key(tx: Connection, device: Record, key_id: str | None) -> str:
 async def set_policy(service: Service, text: str, *, by: str) -> Json:
     """The next version of a model's policy. Raises: PolicyMalformed."""
     policy = parse_policy(text)
+    ek_roots.verify_named(text, service.ek_roots.store)
     now = service.clock()
     entry = leaf(service, "policy", now, model=policy.model, text=text, by=by)
 

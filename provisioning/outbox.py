@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
 from provisioning.attestation.appraisal import select_pcrs
-from provisioning.attestation.endorsement import verify_endorsement
+from provisioning.attestation.endorsement import RegisteredEk, verify_endorsement
 from provisioning.attestation.evidence import verify_attestation_key
 from provisioning.attesting import TRANSIENT
 from provisioning.authorities import COMMAND
@@ -228,11 +228,13 @@ async def _challenge(service: Service, flow: Flow, device_id: str, now: datetime
         ak_public=device.ak_public,
         pcr_banks=policy.rules.banks,
         ek_certificate=device.ek_certificate,
+        ek_public=device.ek_public if device.ek_certificate is None else None,
         ek_intermediates=tuple(
             unb64url(text) for text in parse_json(device.ek_intermediates.encode(), limit=BODY_MOST)
         ),
     )
-    ek = verify_endorsement(request, policy.rules, now, device.ek_id if device.ek_trust == "key" else None)
+    registered = RegisteredEk(device.ek_id, device.ek_trust, device.ek_certificate)
+    ek = verify_endorsement(request, policy.rules, now, registered, service.ek_roots.store)
     ak = verify_attestation_key(device.ak_public)
     row = challenge_row(service, flow, device, ak, select_pcrs(policy.rules, policy.rules.banks), policy)
     return challenge_message(service, row, ek), row

@@ -91,6 +91,12 @@ class ProfileUnknown(Refusal):
     cure = "Ask for no profile: the record decides."
 
 
+class OnlySha1Banks(Refusal):
+    code, problem, check = "MUSTER-REQ-008", Problem.ATTESTATION_REFUSED, 1
+    title = "The TPM has no PCR bank but SHA-1"
+    cure = "Allocate a SHA-256 bank in the firmware's settings; a TPM that has none cannot be attested."
+
+
 # --- the endorsement key (checks 2, 3, 18, 20) --------------------------------------------------------------------
 
 
@@ -176,6 +182,36 @@ class EnrollmentQuotaSpent(Refusal):
     code, problem, check = "MUSTER-ATT-013", Problem.TOO_MANY_REQUESTS, 18
     title = "The device enrolled too often"
     cure = "Wait; or find out why it loses its certificate."
+
+
+class Tpm12Refused(Refusal):
+    code, problem, check = "MUSTER-ATT-015", Problem.ENDORSEMENT_REFUSED, 2
+    title = "The certificate is of a TPM 1.2"
+    cure = "A TPM 1.2 knows SHA-1 only and cannot prove what this service asks. Replace it, or switch on its 2.0 mode."
+
+
+class EkTrustTooLow(Refusal):
+    code, problem, check = "MUSTER-ATT-016", Problem.ENDORSEMENT_REFUSED, 3
+    title = "The EK is known by its key alone, and the model's policy asks for a manufacturer's certificate"
+    cure = 'Register the EK certificate, or set ek_trust = "key" in the policy of the model.'
+
+
+class IdentityCertificateUnfit(Refusal):
+    code, problem, check = "MUSTER-ATT-017", Problem.ENDORSEMENT_REFUSED, 6
+    title = "The certificate is not an attestation key's by the TCG's profile"
+    cure = "An IAK certificate has digitalSignature, the policies of a verified restricted TPM key, and is no CA."
+
+
+class IdentityChainRefused(Refusal):
+    code, problem, check = "MUSTER-ATT-018", Problem.ENDORSEMENT_REFUSED, 6
+    title = "The IAK certificate does not chain to a root that the model's policy names for identities"
+    cure = "Name the device maker's root in [[identity_roots]] of the model's policy, or import the intermediate."
+
+
+class IdentityKeyDiffers(Refusal):
+    code, problem, check = "MUSTER-ATT-019", Problem.ENDORSEMENT_REFUSED, 6
+    title = "The IAK certificate is of another key than the AK"
+    cure = "Quote with the very key that the certificate is for."
 
 
 # --- the attestation key (checks 5, 6, 7) -------------------------------------------------------------------------
@@ -275,6 +311,18 @@ class BootLogDoesNotReplay(Refusal):
     code, problem, check = "MUSTER-ATT-048", Problem.ATTESTATION_REFUSED, 13
     title = "The boot log does not replay to the quoted PCRs"
     cure = "The log is of another boot, cut, or forged; reboot and attest again."
+
+
+class ImaLogMalformed(Refusal):
+    code, problem, check = "MUSTER-ATT-058", Problem.ATTESTATION_REFUSED, 13
+    title = "The IMA log cannot be parsed"
+    cure = "Send the kernel's binary_runtime_measurements, whole."
+
+
+class ImaLogDoesNotReplay(Refusal):
+    code, problem, check = "MUSTER-ATT-059", Problem.ATTESTATION_REFUSED, 13
+    title = "No beginning of the IMA log replays to the quoted PCR 10"
+    cure = "Read the log after the quote, of the same boot; it may be longer than what was quoted, not shorter."
 
 
 class PcrsNotAccepted(Refusal):
@@ -582,6 +630,12 @@ class PolicyMalformed(Refusal):
     code, problem = "MUSTER-POL-001", Problem.MALFORMED
     title = "The policy cannot be used"
     cure = "Correct the line that is named."
+
+
+class EkRootRefused(Refusal):
+    code, problem = "MUSTER-EKR-001", Problem.MALFORMED
+    title = "The certificate cannot vouch for EKs"
+    cure = "Import certificates of authorities: basic constraints CA, key usage keyCertSign."
 
 
 class ReleaseRefused(Refusal):

@@ -12,6 +12,7 @@ from provisioning.authorities import Authorities
 from provisioning.config import Config, DataDirectory
 from provisioning.db.ledger import Ledger
 from provisioning.db.store import Store
+from provisioning.ek_authorities import EkAuthorities
 from provisioning.issuance.algorithms import CaPublicKey
 from provisioning.issuance.weakkeys import DebianWeak
 from provisioning.profiles import Profiles
@@ -52,5 +53,7 @@ class Service:
     debian_weak: DebianWeak
     policies: dict[int, Policy] = field(default_factory=dict)
     """Parsed policies by the id of their row, which never changes."""
+    ek_roots: EkAuthorities = field(default_factory=EkAuthorities)
+    """The certificates of TPM manufacturers that were imported, as this process read them last."""
     mqtt_port: int = 0
     """The broker's port as it is bound, which may be another one than the configured."""

@@ -14,6 +14,7 @@ from provisioning.config import Config, ConfigurationRefused, DataDirectory, pub
 from provisioning.db.ledger import Ledger
 from provisioning.db.schema import verify_schema
 from provisioning.db.store import Store, open_sqlite
+from provisioning.ek_authorities import EkAuthorities
 from provisioning.profiles import Profiles
 from provisioning.refusals import ProfileMalformed, StorageUnavailable
 from provisioning.service import Service
@@ -43,6 +44,7 @@ def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0, pub
             clock=clock,
             entropy=os.urandom,
             profiles=load_profiles(store, config),
+            ek_roots=load_ek_roots(store, config),
             debian_weak=debian_weak(directory, config),
             mqtt_port=mqtt_port or config.listen.mqtt_port,
         )
@@ -85,6 +87,17 @@ def load_profiles(store: Store, config: Config) -> Profiles:
         store.read_now(known.load)
     except (StorageUnavailable, ProfileMalformed) as refusal:
         msg = f"{config.database}: certificate profiles cannot be read ({refusal.actual}); restore it from a backup"
+        raise ConfigurationRefused(msg) from refusal
+    return known
+
+
+def load_ek_roots(store: Store, config: Config) -> EkAuthorities:
+    """The imported certificates of TPM manufacturers. Raises: ConfigurationRefused."""
+    known = EkAuthorities()
+    try:
+        store.read_now(known.load)
+    except StorageUnavailable as refusal:
+        msg = f"{config.database}: cannot be read ({refusal.actual}); restore it from a backup"
         raise ConfigurationRefused(msg) from refusal
     return known
 

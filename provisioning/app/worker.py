@@ -101,6 +101,8 @@ async def _follow(service: Service, contexts: Contexts) -> None:
                 )
             if await service.profiles.refresh(service.store):
                 _log.info("profiles.changed")
+            if await service.ek_roots.refresh(service.store):
+                _log.info("ek_roots.changed", certificates=len(service.ek_roots.store))
             if contexts.reload():
                 _log.info("tls.reloaded")
         except Refusal as refusal:

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Protocol
 
 from asn1crypto import core as asn1
 from asn1crypto import x509 as lenient
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from provisioning.attestation.keys import PublicKey, verify_allowed
+from provisioning.attestation import der as shape
+from provisioning.attestation.keys import PublicKey, verify_authority_key
+from provisioning.attestation.names import LENIENT_REFUSALS
 from provisioning.refusals import AlgorithmRefused, CertificateMalformed
 
 MAX_BYTES = 8 * 1024
@@ -43,27 +43,16 @@ _HANDLED = frozenset(
     }
 )
 
-_VERSION_TAG = 0xA0
-
-# Signature algorithms that count, by OID. SHA-1 does not: an old intermediate that SHA-1 signs can stand in the
-# policy itself, where its signature is not asked for.
-_RSA_SIGNATURES: dict[str, hashes.HashAlgorithm] = {
-    "1.2.840.113549.1.1.11": hashes.SHA256(),
-    "1.2.840.113549.1.1.12": hashes.SHA384(),
-    "1.2.840.113549.1.1.13": hashes.SHA512(),
-}
-_ECDSA_SIGNATURES: dict[str, hashes.HashAlgorithm] = {
-    "1.2.840.10045.4.3.2": hashes.SHA256(),
-    "1.2.840.10045.4.3.3": hashes.SHA384(),
-    "1.2.840.10045.4.3.4": hashes.SHA512(),
-}
+_VERSION_TAG, _EXTENSIONS_TAG = 0xA0, 0xA3
+_DIRECTORY_ATTRIBUTES = bytes.fromhex("551d09")
+_TPM_SPECIFICATION = bytes.fromhex("6781050210")
+"""2.23.133.2.16."""
 
 # What cryptography raises on hostile or unusual certificates, and asn1crypto on hostile ones.
 _STRICT_REFUSALS = (
     *(ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension),
     x509.UnsupportedGeneralNameType,
 )
-_LENIENT_REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +67,7 @@ class Certificate:
     tbs: bytes
     signature: bytes
     signature_algorithm: str
+    signature_parameters: bytes
     serial: int
     subject: bytes
     issuer: bytes
@@ -119,12 +109,13 @@ def read_strictly(der: bytes) -> Certificate:
         tbs=parsed.tbs_certificate_bytes,
         signature=parsed.signature,
         signature_algorithm=parsed.signature_algorithm_oid.dotted_string,
+        signature_parameters=signature_parameters(der),
         serial=parsed.serial_number,
         subject=subject,
         issuer=issuer,
         not_before=parsed.not_valid_before_utc,
         not_after=parsed.not_valid_after_utc,
-        public_key=verify_allowed(parsed.public_key()),
+        public_key=verify_authority_key(parsed.public_key()),
         is_ca=isinstance(constraints, x509.BasicConstraints) and constraints.ca,
         path_length=constraints.path_length if isinstance(constraints, x509.BasicConstraints) else None,
         key_usage=_strict_key_usage(found.get(_KEY_USAGE)),
@@ -138,72 +129,64 @@ def read_leniently(der: bytes) -> Certificate:
     """The certificate as asn1crypto reads it. Raises: CertificateMalformed, AlgorithmRefused, WeakKey."""
     try:
         return _read_leniently(der)
-    except _LENIENT_REFUSALS as error:
+    except LENIENT_REFUSALS as error:
         raise CertificateMalformed(expected="one X.509 certificate in DER", actual=type(error).__name__) from error
 
 
-class Signed(Protocol):
-    """What an authority signs: a certificate, or a revocation list."""
+def signature_parameters(signed: bytes) -> bytes:
+    """The parameters of the signature algorithm of a certificate or a CRL (DER); empty where it has none.
 
-    @property
-    def tbs(self) -> bytes:
-        """The original bytes that the signature is over."""
-        ...
-
-    @property
-    def signature(self) -> bytes:
-        """The signature."""
-        ...
-
-    @property
-    def signature_algorithm(self) -> str:
-        """Its algorithm, as a dotted OID."""
-        ...
+    The bytes have been parsed before. Raises: CertificateMalformed.
+    """
+    _, algorithm, *_ = shape.elements(shape.first(signed).content)
+    parts = tuple(shape.elements(algorithm.content))
+    return parts[1].raw if len(parts) > 1 else b""
 
 
-def verify_signed(signed: Signed, issuer: Certificate) -> str | None:
-    """Why this issuer's key did not sign these original bytes, or None where it did."""
-    key, oid = issuer.public_key, signed.signature_algorithm
-    try:
-        if isinstance(key, rsa.RSAPublicKey) and oid in _RSA_SIGNATURES:
-            key.verify(signed.signature, signed.tbs, padding.PKCS1v15(), _RSA_SIGNATURES[oid])
-        elif isinstance(key, ec.EllipticCurvePublicKey) and oid in _ECDSA_SIGNATURES:
-            key.verify(signed.signature, signed.tbs, ec.ECDSA(_ECDSA_SIGNATURES[oid]))
-        else:
-            return f"its signature algorithm {oid} does not count, or is not of its issuer's key"
-    except InvalidSignature:
-        return "its signature does not verify"
+def extension_of(certificate: Certificate, oid: bytes) -> bytes | None:
+    """The value of an extension, in its original bytes; `oid` is the content of its OBJECT IDENTIFIER.
+
+    Raises: CertificateMalformed.
+    """
+    fields = shape.children(certificate.tbs, shape.SEQUENCE)
+    for field in fields:
+        if field.tag != _EXTENSIONS_TAG:
+            continue
+        for extension in shape.children(field.content, shape.SEQUENCE):
+            parts = tuple(shape.elements(extension.content))
+            if parts and parts[0].content == oid and parts[-1].tag == shape.OCTET_STRING:
+                return parts[-1].content
     return None
 
 
-def name_text(der: bytes) -> str:
-    """A distinguished name for people; hex where it cannot be read."""
-    try:
-        text = str(lenient.Name.load(der, strict=True).human_friendly)
-    except _LENIENT_REFUSALS:
-        return der.hex()
-    return "".join(c if c.isprintable() else "?" for c in text)
+def is_of_tpm_1_2(certificate: Certificate) -> bool:
+    """Does the certificate itself say that it is of a TPM 1.2?
+
+    By its TPM specification, in the subject directory attributes (TCG Credential Profiles for TPM Family 1.2; EK
+    Credential Profile for 2.0, 3.1.3). A key that is marked for RSAES-OAEP says nothing: Infineon went on with that.
+    Raises: CertificateMalformed.
+    """
+    value = extension_of(certificate, _DIRECTORY_ATTRIBUTES)
+    return value is not None and "1.2" in _families(value)
+
+
+def _families(value: bytes) -> Iterator[str]:
+    """The `family` of each TPM specification: SEQUENCE OF Attribute { type, SET OF { family, level, revision } }."""
+    for attribute in shape.children(value, shape.SEQUENCE):
+        kind, *values = shape.elements(attribute.content)
+        if kind.content != _TPM_SPECIFICATION or not values:
+            continue
+        for specification in shape.elements(values[0].content):
+            family = next(iter(shape.elements(specification.content)), None)
+            yield "" if family is None else family.content.decode("utf-8", "replace")
 
 
 def _names(tbs: bytes) -> tuple[bytes, bytes]:
     """Issuer and subject as they stand in a TBSCertificate that has been parsed: re-encoded ones could differ."""
-    fields = []
-    at = _content(tbs, 0)[0]
-    at = _content(tbs, at)[1] if tbs[at] == _VERSION_TAG else at
-    for _ in range(5):  # serialNumber, signature, issuer, validity, subject
-        end = _content(tbs, at)[1]
-        fields.append(tbs[at:end])
-        at = end
-    return fields[2], fields[4]
-
-
-def _content(der: bytes, at: int) -> tuple[int, int]:
-    """Where the content of the element at `at` begins and ends (X.690, 8.1.3)."""
-    length = der[at + 1]
-    if length < 0x80:  # noqa: PLR2004  the short form
-        return at + 2, at + 2 + length
-    begin = at + 2 + (length & 0x7F)
-    return begin, begin + int.from_bytes(der[at + 2 : begin], "big")
+    fields = tuple(shape.elements(shape.first(tbs).content))
+    if fields[0].tag == _VERSION_TAG:
+        fields = fields[1:]
+    return fields[2].raw, fields[4].raw  # serialNumber, signature, issuer, validity, subject
 
 
 def _strict_key_usage(value: x509.ExtensionType | None) -> frozenset[str] | None:
@@ -255,6 +238,7 @@ def _read_leniently(der: bytes) -> Certificate:
         tbs=tbs.dump(),
         signature=parsed["signature_value"].native,
         signature_algorithm=parsed["signature_algorithm"]["algorithm"].dotted,
+        signature_parameters=signature_parameters(der),
         serial=tbs["serial_number"].native,
         subject=tbs["subject"].dump(),
         issuer=tbs["issuer"].dump(),
@@ -274,9 +258,9 @@ def _lenient_key(info: lenient.PublicKeyInfo) -> PublicKey:
     """Also Infineon's old way: an RSA key marked for OAEP (RFC 4055), which is an RSA key."""
     if info["algorithm"]["algorithm"].native == "rsaes_oaep":
         numbers = info["public_key"].parsed.native
-        return verify_allowed(rsa.RSAPublicNumbers(numbers["public_exponent"], numbers["modulus"]).public_key())
+        return verify_authority_key(rsa.RSAPublicNumbers(numbers["public_exponent"], numbers["modulus"]).public_key())
     try:
-        return verify_allowed(load_der_public_key(info.dump()))
+        return verify_authority_key(load_der_public_key(info.dump()))
     except UnsupportedAlgorithm as error:
         raise AlgorithmRefused(expected="RSA, P-256 or P-384", actual="another kind of key") from error
 

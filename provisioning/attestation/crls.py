@@ -7,7 +7,8 @@ from itertools import pairwise
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from provisioning.attestation.certificates import Certificate, verify_signed
+from provisioning.attestation.certificates import Certificate, signature_parameters
+from provisioning.attestation.signatures import why_not_signed
 from provisioning.refusals import EkCertificateRevoked, EkChainRefused, Finding
 
 
@@ -22,6 +23,7 @@ class Crl:
     tbs: bytes
     signature: bytes
     signature_algorithm: str
+    signature_parameters: bytes
     issuer: bytes
     next_update: datetime | None
     serials: frozenset[int]
@@ -40,6 +42,7 @@ def parse_crl(der: bytes) -> Crl:
             tbs=parsed.tbs_certlist_bytes,
             signature=parsed.signature,
             signature_algorithm=parsed.signature_algorithm_oid.dotted_string,
+            signature_parameters=signature_parameters(der),
             issuer=parsed.issuer.public_bytes(),
             next_update=parsed.next_update_utc,
             serials=frozenset(revoked.serial_number for revoked in parsed),
@@ -62,7 +65,7 @@ def verify_not_revoked(path: tuple[Certificate, ...], crls: tuple[Crl, ...], now
         for crl in crls:
             if crl.issuer != issuer.subject:
                 continue
-            if refused := verify_signed(crl, issuer):
+            if refused := why_not_signed(crl, issuer.public_key):
                 raise EkChainRefused(expected="a CRL of the issuer of that name", actual=f"a CRL: {refused}")
             if certificate.serial in crl.serials:
                 raise EkCertificateRevoked(expected="not revoked", actual=f"serial {certificate.serial:x}")

@@ -26,13 +26,17 @@ from provisioning.attestation.certificates import (
     TPM_MODEL,
     TPM_VERSION,
     Certificate,
-    name_text,
+    is_of_tpm_1_2,
     parse_certificate,
-    verify_signed,
 )
+from provisioning.attestation.chains import Authorities, NoChain, verify_chain
 from provisioning.attestation.crls import verify_not_revoked
-from provisioning.attestation.keys import PublicKey, public_key_of, spki
-from provisioning.attestation.policy import EkRoot, Policy, normal_manufacturer
+from provisioning.attestation.ek_store import EMPTY, EkStore
+from provisioning.attestation.keys import PublicKey, public_key_of, spki, verify_allowed
+from provisioning.attestation.names import name_text
+from provisioning.attestation.policy import Policy, normal_manufacturer
+from provisioning.attestation.policy_roots import anchors
+from provisioning.attestation.signatures import SHA1_SIGNATURES
 from provisioning.attestation.structures import parse_public
 from provisioning.refusals import (
     AlgorithmRefused,
@@ -41,9 +45,11 @@ from provisioning.refusals import (
     EkChainRefused,
     EkManufacturerRefused,
     EkPublicNotRegistered,
+    EkTrustTooLow,
     Finding,
     RequestMalformed,
     SoftwareTpmRefused,
+    Tpm12Refused,
 )
 from wire.binding import key_id
 from wire.messages import EnrollmentRequest
@@ -78,12 +84,21 @@ class TrustedEk:
     findings: tuple[Finding, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RegisteredEk:
+    """What the factory said of an EK: its key id, on what the registration rests, its certificate if there was one."""
+
+    ek_id: str
+    trust: Literal["certificate", "key"]
+    certificate: bytes | None = None
+
+
 def ek_id_of(certificate: bytes) -> str:
     """The key id of the certificate's key; to look a record up, not to believe anything.
 
     Raises: CertificateMalformed, AlgorithmRefused, WeakKey.
     """
-    return key_id(spki(parse_certificate(certificate).public_key))
+    return key_id(spki(verify_allowed(parse_certificate(certificate).public_key)))
 
 
 def ek_id_of_public(public: bytes) -> str:
@@ -92,32 +107,59 @@ def ek_id_of_public(public: bytes) -> str:
 
 
 def verify_endorsement(
-    request: EnrollmentRequest, policy: Policy, now: datetime, registered_key: str | None = None
+    request: EnrollmentRequest,
+    policy: Policy,
+    now: datetime,
+    registered: RegisteredEk | None = None,
+    store: EkStore = EMPTY,
 ) -> TrustedEk:
     """The EK, if its certificate chains to a root of the policy, or its very key was registered.
 
-    `registered_key` is the key id (`ek_id_of_public`) of a device that was registered without a certificate.
+    A device whose TPM holds no certificate sends the bare key: the certificate that the factory delivered stands in.
+    Where the key was registered without one, and the policy says that this is enough, a certificate that the device
+    sends is only the wrapping of that key. `store` has the roots that the policy names in it, and the intermediates
+    that a device does not send.
 
     Not proven: possession (check 7), and that the TPM is not cleared, cloned or next to another machine.
 
-    Raises: RequestMalformed, CertificateMalformed, StructureMalformed, AlgorithmRefused, WeakKey, EkCertificateUnfit,
-    EkChainRefused, EkManufacturerRefused, EkCertificateRevoked, SoftwareTpmRefused, EkCertificateExpired,
-    EkPublicNotRegistered.
+    Raises: RequestMalformed, CertificateMalformed, StructureMalformed, AlgorithmRefused, WeakKey, Tpm12Refused,
+    EkCertificateUnfit, EkChainRefused, EkManufacturerRefused, EkCertificateRevoked, SoftwareTpmRefused,
+    EkCertificateExpired, EkPublicNotRegistered, EkTrustTooLow.
     """
     if (request.ek_certificate is None) == (request.ek_public is None):
         raise RequestMalformed(expected="either ek_certificate or ek_public", actual="both, or neither")
+    by_key = registered is not None and registered.trust == "key"
     if request.ek_certificate is not None:
-        return _verify_certified(request.ek_certificate, request.ek_intermediates, policy, now)
-    return _verify_registered(request.ek_public or b"", registered_key)
+        if by_key and policy.ek_trust == "key":
+            return _registered_key(parse_certificate(request.ek_certificate).public_key, registered)
+        return _verify_certified(request.ek_certificate, request.ek_intermediates, policy, now, store)
+    bare = _verify_bare(request.ek_public or b"", registered)
+    if not by_key and registered is not None and registered.certificate is not None:
+        return _verify_certified(registered.certificate, request.ek_intermediates, policy, now, store)
+    if policy.ek_trust != "key":
+        raise EkTrustTooLow(expected="a manufacturer's certificate", actual="a key that was registered without one")
+    return bare
 
 
-def _verify_certified(der: bytes, intermediates: tuple[bytes, ...], policy: Policy, now: datetime) -> TrustedEk:
+def _verify_certified(
+    der: bytes, intermediates: tuple[bytes, ...], policy: Policy, now: datetime, store: EkStore
+) -> TrustedEk:
     # (2) an EK certificate, by its own words
     certificate = parse_certificate(der)
+    verify_allowed(certificate.public_key)
     manufacturer, model, version = _verify_profile(certificate, now)
     # (2) and by the words of a root that this policy names, which may speak for that manufacturer
-    pool = tuple(map(parse_certificate, intermediates))
-    chain, root = _verify_chain(certificate, pool, policy.ek_roots)
+    known = Authorities(
+        anchors=anchors(policy.ek_roots, store),
+        sent=tuple(map(parse_certificate, intermediates)),
+        store=store,
+        sha1_in_store=policy.sha1_authorities == "accept",
+    )
+    try:
+        chain, root = verify_chain(certificate, known)
+    except NoChain as none:
+        wanted = f"a chain to one of {len(known.anchors)} roots of the policy"
+        raise EkChainRefused(expected=wanted, actual=none) from none
     if manufacturer not in root.manufacturers:
         allowed = ", ".join(sorted(root.manufacturers))
         raise EkManufacturerRefused(
@@ -133,6 +175,11 @@ def _verify_certified(der: bytes, intermediates: tuple[bytes, ...], policy: Poli
         for ca in path[1:]
         if ca.not_after < now
     ]
+    findings += [
+        Finding("manufacturer CA", "signed with SHA-256 or better", f"{name_text(ca.subject)}: SHA-1")
+        for ca in chain
+        if ca.signature_algorithm in SHA1_SIGNATURES
+    ]
     if certificate.not_after < now:
         if policy.expired_ek == "refuse":
             raise EkCertificateExpired(expected=f"valid at {now:%Y-%m-%d}", actual=f"{certificate.not_after:%Y-%m-%d}")
@@ -146,23 +193,31 @@ def _verify_certified(der: bytes, intermediates: tuple[bytes, ...], policy: Poli
     )
 
 
-def _verify_registered(public: bytes, registered_key: str | None) -> TrustedEk:
+def _verify_bare(public: bytes, registered: RegisteredEk | None) -> TrustedEk:
     """(3) A bare key counts only where exactly it was registered; what else the device says of it does not matter."""
     area = parse_public(public)
-    key = public_key_of(area)
-    ek_id = key_id(spki(key))
-    if ek_id != registered_key:
-        raise EkPublicNotRegistered(expected=registered_key or "a registered key", actual=ek_id)
-    name_alg, symmetric_bits = _template(key)
+    trusted = _registered_key(public_key_of(area), registered)
     if area.attributes & (_EK_ATTRIBUTES | SIGN) != _EK_ATTRIBUTES:
         raise AlgorithmRefused(expected=attribute_names(_EK_ATTRIBUTES), actual=attribute_names(area.attributes))
-    if (area.name_alg, area.symmetric_bits) != (name_alg, symmetric_bits):
+    if (area.name_alg, area.symmetric_bits) != (trusted.name_alg, trusted.symmetric_bits):
         raise AlgorithmRefused(expected="the TCG's template for this key", actual="another name algorithm or cipher")
+    return trusted
+
+
+def _registered_key(key: PublicKey, registered: RegisteredEk | None) -> TrustedEk:
+    """(3) The key, if it is the registered one: by itself, or as that of the certificate that the factory delivered."""
+    ek_id = key_id(spki(key))
+    expected = None if registered is None else registered.ek_id
+    if registered is None or ek_id != expected or (registered.trust != "key" and registered.certificate is None):
+        raise EkPublicNotRegistered(expected=expected or "a registered key", actual=ek_id)
+    name_alg, symmetric_bits = _template(verify_allowed(key))
     return TrustedEk(ek_id, key, name_alg, symmetric_bits, "registered-key", "", "", "", ())
 
 
 def _verify_profile(certificate: Certificate, now: datetime) -> tuple[str, str, str]:
     """(2) Key usage, extended key usage, no CA, and who made what (EK Credential Profile, 3.2). Every mismatch."""
+    if is_of_tpm_1_2(certificate):
+        raise Tpm12Refused(expected="a TPM 2.0", actual="a TPM 1.2, by its own certificate")
     usage = "key_encipherment" if isinstance(certificate.public_key, rsa.RSAPublicKey) else "key_agreement"
     findings = []
     if certificate.is_ca:
@@ -186,57 +241,6 @@ def _verify_profile(certificate: Certificate, now: datetime) -> tuple[str, str, 
         )
     manufacturer = normal_manufacturer(certificate.tpm[TPM_MANUFACTURER])
     return manufacturer, certificate.tpm[TPM_MODEL], certificate.tpm[TPM_VERSION]
-
-
-def _verify_chain(
-    leaf: Certificate, pool: tuple[Certificate, ...], roots: tuple[EkRoot, ...]
-) -> tuple[tuple[Certificate, ...], EkRoot]:
-    """(2) The intermediates that lead to a root of the policy, and that root; each signed and fit at the EK's birth."""
-    reasons: list[str] = []
-    found = _climb(leaf, leaf.not_before, pool, roots, reasons)
-    if found is None:
-        told = "; ".join(dict.fromkeys(reasons)) or f"no certificate of its issuer, {name_text(leaf.issuer)}"
-        raise EkChainRefused(expected=f"a chain to one of {len(roots)} roots of the policy", actual=told)
-    return found
-
-
-def _climb(
-    child: Certificate,
-    born: datetime,
-    pool: tuple[Certificate, ...],
-    roots: tuple[EkRoot, ...],
-    reasons: list[str],
-    depth: int = 0,
-) -> tuple[tuple[Certificate, ...], EkRoot] | None:
-    """Depth first. Each intermediate is used once, so the messages' cap on them bounds the work."""
-    for root in roots:
-        if root.certificate.subject == child.issuer and _may_issue(root.certificate, child, born, depth, reasons):
-            return (), root
-    for number, candidate in enumerate(pool):
-        if candidate.subject == child.issuer and _may_issue(candidate, child, born, depth, reasons):
-            rest = pool[:number] + pool[number + 1 :]
-            if above := _climb(candidate, born, rest, roots, reasons, depth + 1):
-                return (candidate, *above[0]), above[1]
-            reasons.append(f"no certificate of the issuer {name_text(candidate.issuer)}")
-    return None
-
-
-def _may_issue(ca: Certificate, child: Certificate, born: datetime, depth: int, reasons: list[str]) -> bool:
-    """Was it a CA at the EK's birth, with so many CAs below it, and did it sign this (RFC 5280, 6.1.4, 6.1.3)?"""
-    why: str | None = None
-    if not ca.is_ca or (ca.key_usage is not None and "key_cert_sign" not in ca.key_usage):
-        why = "is no certificate authority"
-    elif ca.path_length is not None and depth > ca.path_length:
-        why = f"allows {ca.path_length} authorities below it, not {depth}"
-    elif ca.unhandled:
-        why = f"has critical extensions that nobody here understands: {', '.join(ca.unhandled)}"
-    elif not ca.not_before <= born <= ca.not_after:
-        why = f"was valid from {ca.not_before:%Y-%m-%d} to {ca.not_after:%Y-%m-%d}, the EK was made on {born:%Y-%m-%d}"
-    elif refused := verify_signed(child, ca):
-        why = f"did not issue {name_text(child.subject)}: {refused}"
-    if why is not None:
-        reasons.append(f"{name_text(ca.subject)} {why}")
-    return why is None
 
 
 def _template(key: PublicKey) -> tuple[int, int]:

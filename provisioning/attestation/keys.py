@@ -27,6 +27,8 @@ from provisioning.refusals import AlgorithmRefused, SignatureWrong, StructureMal
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
 HASHES: dict[int, hashes.HashAlgorithm] = {SHA256: hashes.SHA256(), SHA384: hashes.SHA384(), SHA512: hashes.SHA512()}
+RSA_AUTHORITY_LEAST, RSA_AUTHORITY_MOST = 2048, 8192
+"""Bits of a key that vouches for others, and is never an EK."""
 _CURVES: dict[int, ec.EllipticCurve] = {P256: ec.SECP256R1(), P384: ec.SECP384R1()}
 _ECDSA = {number: ec.ECDSA(algorithm) for number, algorithm in HASHES.items()}
 
@@ -89,6 +91,23 @@ def verify_allowed(key: object) -> PublicKey:
         return key
     name = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
     raise AlgorithmRefused(expected="RSA, P-256 or P-384", actual=name)
+
+
+def verify_authority_key(key: object) -> PublicKey:
+    """The same for a key that only vouches for others: P-521 too, and any RSA of 2048 to 8192 bits.
+
+    Raises: AlgorithmRefused, WeakKey.
+    """
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP521R1):
+        return key
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size not in RSA_BITS:
+        numbers = key.public_numbers()
+        if not RSA_AUTHORITY_LEAST <= key.key_size <= RSA_AUTHORITY_MOST or numbers.e != RSA_EXPONENT:
+            actual = f"RSA of {key.key_size} bits, exponent {numbers.e}"
+            raise AlgorithmRefused(expected="RSA of 2048 to 8192 bits, exponent 65537", actual=actual)
+        verify_modulus(numbers.n)
+        return key
+    return verify_allowed(key)
 
 
 def verify_modulus(modulus: int) -> None:

@@ -3,8 +3,6 @@
 A policy is TOML text that an operator wrote; `parse_policy` names the line that is wrong.
 """
 
-import base64
-import binascii
 import re
 import tomllib
 from collections.abc import Mapping
@@ -13,30 +11,23 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Literal
 
+from provisioning.attestation import policy_roots
 from provisioning.attestation.algorithms import DIGEST_BYTES, HASH_IDS, MAX_PCR
-from provisioning.attestation.certificates import Certificate, parse_certificate
-from provisioning.attestation.crls import Crl, CrlMalformed, parse_crl
-from provisioning.refusals import AlgorithmRefused, CertificateMalformed, PolicyMalformed, WeakKey
+from provisioning.attestation.crls import Crl
+from provisioning.attestation.policy_roots import EkRoot, RootText, StoreRoots, normal_manufacturer
+from provisioning.refusals import PolicyMalformed
 from wire.codec import Cap, MalformedMessage, load
 from wire.messages import BootLogRule
 from wire.topics import is_device_id
 
+__all__ = ["EkRoot", "ExpectedEvent", "Policy", "StoreRoots", "line_of", "normal_manufacturer", "parse_policy"]
+
 POLICY_MOST = 1024 * 1024
 """Characters of a policy, at most: some hundred roots and reference values."""
+EkTrust = Literal["certificate", "key"]
+"""On what trust in an EK may rest: a manufacturer's certificate; or its registration, by the bare key too."""
 NEVER_RELEASE_PCRS = frozenset({0, 1, 2, 3, 7})
 """Firmware, its configuration and Secure Boot: a publisher's release never changes what these may be."""
-
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----")
-
-_PEM_CRL = re.compile(r"-----BEGIN X509 CRL-----\s+([A-Za-z0-9+/=\s]+?)-----END X509 CRL-----")
-
-
-@dataclass(frozen=True, slots=True)
-class EkRoot:
-    """A certificate that vouches for EKs, and the manufacturers for whom it may (`id:` and eight hex digits)."""
-
-    certificate: Certificate
-    manufacturers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +45,8 @@ class Policy:
 
     `banks` in order of preference. `pcrs`: bank, PCR, acceptable values; its keys are the selection that a quote must
     cover. A PCR of `release_pcrs` may in addition show the values of a release that is being rolled out. `crls` are the
-    manufacturers' revocation lists that the operator imported.
+    manufacturers' revocation lists that the operator imported. `ek_trust` is the least that an EK's trust must rest
+    on: a manufacturer's certificate, or its registration by the bare key. `identity_roots` vouch for IAK certificates.
     """
 
     model: str
@@ -65,17 +57,13 @@ class Policy:
     release_pcrs: frozenset[int]
     min_tpm_firmware: int
     enrollments_per_day: int
-    ek_roots: tuple[EkRoot, ...]
+    ek_roots: tuple[EkRoot | StoreRoots, ...]
     pcrs: Mapping[str, Mapping[int, frozenset[bytes]]]
     events: tuple[ExpectedEvent, ...]
     crls: tuple[Crl, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _RootText:
-    certificate: Annotated[str, Cap(256 * 1024)]
-    manufacturers: Annotated[tuple[Annotated[str, Cap(64)], ...], Cap(64)]
-    crls: Annotated[str, Cap(512 * 1024)] = ""
+    ek_trust: EkTrust = "certificate"
+    sha1_authorities: Literal["refuse", "accept"] = "refuse"
+    identity_roots: tuple[EkRoot | StoreRoots, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +76,11 @@ class _EventText:
 @dataclass(frozen=True, slots=True)
 class _PolicyText:
     model: Annotated[str, Cap(63)]
-    ek_roots: Annotated[tuple[_RootText, ...], Cap(256)]
     pcrs: Annotated[dict[str, Annotated[dict[str, tuple[Annotated[str, Cap(128)], ...]], Cap(24)]], Cap(3)]
+    ek_roots: Annotated[tuple[RootText, ...], Cap(256)] = ()
+    identity_roots: Annotated[tuple[RootText, ...], Cap(256)] = ()
+    ek_trust: EkTrust = "certificate"
+    sha1_authorities: Literal["refuse", "accept"] = "refuse"
     software_tpm: bool = False
     expired_ek: Literal["refuse", "accept"] = "refuse"
     banks: Annotated[tuple[Annotated[str, Cap(16)], ...], Cap(3)] = ("sha256",)
@@ -120,7 +111,8 @@ def parse_policy(text: str) -> Policy:
 def _policy(written: _PolicyText) -> Policy:
     """The rules beyond shape. Raises: MalformedMessage, whose `where` becomes a line."""
     _demand(is_device_id(written.model), "model", "is not 1 to 63 characters of a-z 0-9 . _ -")
-    _demand(bool(written.ek_roots), "ek_roots", "is empty: no TPM could pass")
+    someone = bool(written.ek_roots) or bool(written.identity_roots) or written.ek_trust == "key"
+    _demand(someone, "ek_roots", "is empty: no TPM could pass")
     _demand(bool(written.banks), "banks", "is empty: no PCR could be quoted")
     for number, bank in enumerate(written.banks):
         _demand(bank in HASH_IDS, f"banks[{number}]", "is not sha256, sha384 or sha512 (SHA-1 never counts)")
@@ -140,10 +132,18 @@ def _policy(written: _PolicyText) -> Policy:
         release_pcrs=release,
         min_tpm_firmware=written.min_tpm_firmware,
         enrollments_per_day=written.enrollments_per_day,
-        ek_roots=tuple(root for number, text in enumerate(written.ek_roots) for root in _roots(number, text)),
+        ek_roots=_roots("ek_roots", written.ek_roots),
         pcrs=MappingProxyType(pcrs),
         events=tuple(_event(number, text) for number, text in enumerate(written.events)),
-        crls=tuple(crl for number, text in enumerate(written.ek_roots) for crl in _crls(number, text)),
+        crls=tuple(
+            crl
+            for name, tables in (("ek_roots", written.ek_roots), ("identity_roots", written.identity_roots))
+            for number, text in enumerate(tables)
+            for crl in policy_roots.crls(f"{name}[{number}]", text)
+        ),
+        ek_trust=written.ek_trust,
+        sha1_authorities=written.sha1_authorities,
+        identity_roots=_roots("identity_roots", written.identity_roots),
     )
 
 
@@ -168,42 +168,8 @@ def _bank(bank: str, written: dict[str, tuple[str, ...]], release: frozenset[int
     return MappingProxyType(dict(sorted(values.items())))
 
 
-def _roots(number: int, written: _RootText) -> tuple[EkRoot, ...]:
-    where = f"ek_roots[{number}]"
-    manufacturers = frozenset(map(normal_manufacturer, written.manufacturers))
-    _demand(bool(manufacturers), f"{where}.manufacturers", "is empty: no TPM could pass")
-    for index, manufacturer in enumerate(written.manufacturers):
-        known = re.fullmatch(r"id:[0-9A-F]{8}", normal_manufacturer(manufacturer))
-        _demand(known is not None, f"{where}.manufacturers[{index}]", "is not like id:494E5443")
-    bodies = _PEM.findall(written.certificate)
-    _demand(bool(bodies), f"{where}.certificate", "holds no PEM certificate")
-    return tuple(EkRoot(_anchor(f"{where}.certificate", body), manufacturers) for body in bodies)
-
-
-def _anchor(where: str, body: str) -> Certificate:
-    try:
-        certificate = parse_certificate(base64.b64decode("".join(body.split()), validate=True))
-    except (binascii.Error, CertificateMalformed, AlgorithmRefused, WeakKey) as error:
-        raise MalformedMessage(where, f"is not usable: {error}") from error
-    signs = certificate.key_usage is None or "key_cert_sign" in certificate.key_usage
-    _demand(certificate.is_ca and signs, where, "is not of a certificate authority")
-    return certificate
-
-
-def _crls(number: int, written: _RootText) -> tuple[Crl, ...]:
-    where = f"ek_roots[{number}].crls"
-    bodies = _PEM_CRL.findall(written.crls)
-    _demand(bool(bodies) or not written.crls.strip(), where, "holds no PEM CRL")
-    try:
-        return tuple(parse_crl(base64.b64decode("".join(body.split()), validate=True)) for body in bodies)
-    except (binascii.Error, CrlMalformed) as error:
-        raise MalformedMessage(where, f"is not usable: {error}") from error
-
-
-def normal_manufacturer(text: str) -> str:
-    """`id:` and upper-case hex, as the TCG writes it (EK Credential Profile, 3.2.9)."""
-    prefix, colon, digits = text.partition(":")
-    return prefix.lower() + colon + digits.upper()
+def _roots(name: str, written: tuple[RootText, ...]) -> tuple[EkRoot | StoreRoots, ...]:
+    return tuple(root for number, text in enumerate(written) for root in policy_roots.roots(f"{name}[{number}]", text))
 
 
 def _event(number: int, written: _EventText) -> ExpectedEvent:

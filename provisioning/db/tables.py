@@ -42,7 +42,10 @@ class Device(SQLModel, table=True):
     ek_id: str | None = Field(default=None, unique=True)
     """None where the assurance is not `attested`."""
     ek_certificate: bytes | None = _blob()
+    ek_public: bytes | None = _blob()
+    """TPMT_PUBLIC, where a device without EK certificate was registered with it, or passed with it."""
     ek_trust: str = "certificate"
+    """On what the registration rests: the EK's `certificate`, or its bare `key`."""
     station: str = Field(index=True)
     state: str = "registered"
     health: str = "unknown"
@@ -402,6 +405,27 @@ class EstRequest(SQLModel, table=True):
     asked_at: int = _time(nullable=False)
     approved_until: int | None = _time()
     approved_by: str | None = None
+
+
+class EkRoot(SQLModel, table=True):
+    """A certificate of a TPM manufacturer that an operator imported. A removed one stays, so that it is known."""
+
+    __tablename__ = "ek_root"
+    fingerprint: str = Field(primary_key=True)
+    der: bytes = _blob(nullable=False)
+    subject: bytes = _blob(nullable=False)
+    subject_key: str
+    """The same for every encoding of one name (`attestation.names.name_key`)."""
+    manufacturer: str = Field(index=True)
+    role: str
+    source: str = _text(nullable=False)
+    """The file that it came in, and its place there."""
+    imported_at: int = _time(nullable=False)
+    imported_by: str
+    removed_at: int | None = _time()
+    removed_by: str | None = None
+    changed: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
+    """Rises with each change of the store, over all rows: whoever holds a copy sees that it is old."""
 
 
 class Operator(SQLModel, table=True):

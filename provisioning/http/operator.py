@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from provisioning import certificate_profiles, inventory, outbox, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
 from provisioning.factory import add_station
-from provisioning.http import ca
+from provisioning.http import ca, ek_roots
 from provisioning.http.auth import operator_of
 from provisioning.http.exchange import NO_STORE, Call, Route, query, reply
 from provisioning.http.files import receive_file
@@ -111,6 +111,7 @@ class OperatorRoute:
     handler: Callable[[Asked], Awaitable[object]]
     body: type | None = None
     status: int = 200
+    body_most: int = BODY_MOST
 
 
 async def _devices(asked: Asked) -> object:
@@ -275,6 +276,13 @@ TABLE = (
     OperatorRoute("PUT", "/api/v1/profiles", Role.ADMIN, _set_profile, ProfileText),
     OperatorRoute("GET", "/api/v1/profiles", Role.VIEWER, _profiles),
     OperatorRoute("GET", "/api/v1/profiles/{name}", Role.VIEWER, _profile),
+    OperatorRoute(
+        *("POST", "/api/v1/ek-roots", Role.ADMIN, ek_roots.take, ek_roots.EkRootImport),
+        body_most=ek_roots.IMPORT_MOST,
+    ),
+    OperatorRoute("GET", "/api/v1/ek-roots", Role.VIEWER, ek_roots.every),
+    OperatorRoute("GET", "/api/v1/ek-roots/{name}", Role.VIEWER, ek_roots.one),
+    OperatorRoute("DELETE", "/api/v1/ek-roots/{name}", Role.ADMIN, ek_roots.remove),
     OperatorRoute("POST", "/api/v1/stations", Role.ADMIN, _add_station, NewStation, 201),
     OperatorRoute("GET", "/api/v1/stations", Role.VIEWER, _stations),
     OperatorRoute("GET", "/api/v1/explain/{name}", Role.VIEWER, _explain),
@@ -315,7 +323,7 @@ def _guarded(row: OperatorRoute) -> Callable[[Call], Awaitable[web.StreamRespons
             raise NotAuthorized(expected=f"the role {row.role}", actual=f"the role {operator.role}")
         body: object = None
         if row.body is not None:
-            body = await call.message(row.body, BODY_MOST)
+            body = await call.message(row.body, row.body_most)
         answer = await row.handler(Asked(call, operator, body))
         return answer if isinstance(answer, web.StreamResponse) else reply(answer, row.status)
 

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tpm2_pytss.types import TPMT_PUBLIC
 
-from provisioning.attestation.certificates import name_text, parse_certificate, read_leniently, read_strictly
-from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public, verify_endorsement
+from provisioning.attestation.certificates import parse_certificate, read_leniently, read_strictly
+from provisioning.attestation.endorsement import RegisteredEk, ek_id_of, ek_id_of_public, verify_endorsement
+from provisioning.attestation.names import name_text
 from provisioning.attestation.policy import parse_policy
 from provisioning.refusals import (
     AlgorithmRefused,
@@ -389,9 +390,10 @@ def ek_public(kind="ecc256:aes128cfb", attributes=0x000300B2):
     return area.marshal()
 
 
-def endorse_key(public, registered):
+def endorse_key(public, registered, ek_trust='"key"'):
     request = EnrollmentRequest(ak_public=b"", pcr_banks=("sha256",), ek_public=public)
-    return verify_endorsement(request, policy_for(ROOT), NOW, registered)
+    known = None if registered is None else RegisteredEk(registered, "key")
+    return verify_endorsement(request, policy_for(ROOT, ek_trust=ek_trust), NOW, known)
 
 
 def test_a_bare_key_counts_only_where_it_was_registered():

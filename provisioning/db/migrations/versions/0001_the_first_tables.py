@@ -144,6 +144,7 @@ def upgrade() -> None:
         sa.Column("needs_approval", sa.Boolean(), nullable=False),
         sa.Column("ek_id", sa.String(), nullable=True),
         sa.Column("ek_certificate", sa.LargeBinary(), nullable=True),
+        sa.Column("ek_public", sa.LargeBinary(), nullable=True),
         sa.Column("ek_trust", sa.String(), nullable=False),
         sa.Column("station", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
@@ -180,6 +181,26 @@ def upgrade() -> None:
         sa.Column("files", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("device_id"),
     )
+    op.create_table(
+        "ek_root",
+        sa.Column("fingerprint", sa.String(), nullable=False),
+        sa.Column("der", sa.LargeBinary(), nullable=False),
+        sa.Column("subject", sa.LargeBinary(), nullable=False),
+        sa.Column("subject_key", sa.String(), nullable=False),
+        sa.Column("manufacturer", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("imported_at", sa.BigInteger(), nullable=False),
+        sa.Column("imported_by", sa.String(), nullable=False),
+        sa.Column("removed_at", sa.BigInteger(), nullable=True),
+        sa.Column("removed_by", sa.String(), nullable=True),
+        sa.Column("changed", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("fingerprint"),
+    )
+    with op.batch_alter_table("ek_root", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_ek_root_changed"), ["changed"], unique=False)
+        batch_op.create_index(batch_op.f("ix_ek_root_manufacturer"), ["manufacturer"], unique=False)
+
     op.create_table(
         "enrollment",
         sa.Column("id", sa.String(), nullable=False),
@@ -418,6 +439,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_enrollment_device_id"))
 
     op.drop_table("enrollment")
+    with op.batch_alter_table("ek_root", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_ek_root_manufacturer"))
+        batch_op.drop_index(batch_op.f("ix_ek_root_changed"))
+
+    op.drop_table("ek_root")
     op.drop_table("director_metadata")
     with op.batch_alter_table("device", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_device_station"))
