@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from provisioning.cli import (
+    attest,
     audit,
     certificates,
     crl,
@@ -54,7 +55,8 @@ def _muster(
 
 
 _GROUPS = (
-    owner, hsm, audit, factory, devices, certificates, crl, est, policy, profile, explain, trust, ota, simulate, demo,
+    owner, hsm, audit, factory, devices, certificates, crl, est, policy, attest, profile, explain, trust, ota,
+    simulate, demo,
 )  # fmt: skip
 for module in _GROUPS:
     module.add_to(app)
