@@ -85,10 +85,7 @@ class P11Kit(SoftHsm):
     def __init__(self, directory):
         self.directory = directory
         self.socket = directory / "p11"
-        # This process may have SoftHSM2 open with another configuration: the token is made by another one.
-        program = "import sys, pathlib; from hsm.softhsm import create_token as make; make(pathlib.Path(sys.argv[1]),"
-        program += "*sys.argv[2:])"
-        subprocess.run([sys.executable, "-c", program, directory, self.label, PIN, SO_PIN], check=True)
+        self.make()
         self.pin_file = write_pin(directory / "ca.pin")
         environment = {"P11_KIT_SERVER_ADDRESS": f"unix:path={self.socket}"}
         module = installed("usr/lib/*/pkcs11/p11-kit-client.so")
@@ -96,9 +93,16 @@ class P11Kit(SoftHsm):
         self.server = None
         self.start()
 
+    def make(self):
+        """Make the token, in a process of its own: this one may have SoftHSM2 open with another configuration."""
+        program = "import sys, pathlib; from hsm.softhsm import create_token as make; make(pathlib.Path(sys.argv[1]),"
+        program += "*sys.argv[2:])"
+        subprocess.run([sys.executable, "-c", program, self.directory, self.label, PIN, SO_PIN], check=True)
+
     def start(self):
         """Begin to serve."""
         self.socket.unlink(missing_ok=True)
+        write_configuration(self.directory)
         environment = os.environ | settings(self.directory).environment
         command = ["p11-kit", "server", "-f", "-n", self.socket, "--provider", find_module(), "pkcs11:"]
         self.server = subprocess.Popen(
