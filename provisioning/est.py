@@ -314,8 +314,8 @@ async def _days(service: Service, caller: Caller, over: str, now: datetime) -> i
         return None
     if caller.kind == "quarantine":
         raise AttestationRequired(expected="a device that passed its attestation", actual="a quarantine certificate")
-    if over != device.key_id:
-        raise AttestationRequired(expected=f"the attested key {device.key_id}", actual=over)
+    if over != device.key_id.hex():
+        raise AttestationRequired(expected=f"the attested key {device.key_id.hex()}", actual=over)
     if not await service.store.read(lambda tx: records.is_attested_key(tx, device.id, over)):
         raise AttestationRequired(expected="a key that evidence certified", actual="one that came another way")
     oldest = int(now.timestamp()) - service.config.lifetimes.attestation_seconds

@@ -105,7 +105,7 @@ async def _authentic(service: Service, device_id: str, kind: type[Message], enve
     """The message and the certificate whose key signed it. Raises: MessageNotAuthentic, MalformedMessage."""
     at = int(service.clock().timestamp())
     rows = await service.store.read(lambda tx: enrollments.certificates_of(tx, device_id))
-    usable = {row.key_id: row for row in rows if row.state in USABLE and row.not_before <= at < row.not_after}
+    usable = {row.key_id.hex(): row for row in rows if row.state in USABLE and row.not_before <= at < row.not_after}
     signer: list[Record] = []
 
     def verify(keyid: str, signature: bytes, message: bytes) -> bool:

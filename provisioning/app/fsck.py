@@ -37,7 +37,7 @@ _IN_SERVICE = (Profile.LDEVID.value, Profile.GATEWAY.value, Profile.QUARANTINE.v
 _LEAVES = ("certificate", "attestation", "registration")
 
 
-_Other = tuple[str, str | None, str, str | None]
+_Other = tuple[str, str | None, bytes, str | None]
 """Serial, device, key, request."""
 
 
@@ -127,7 +127,7 @@ def _certificates(
     report.checks += [same, serials, evidence, logged]
     missing = dict(records.certificates)
     seen: set[int] = set()
-    proven: set[tuple[str, str]] = set()
+    proven: set[tuple[str, bytes]] = set()
     others: list[_Other] = []
     for row in inspection.certificates(tx):
         serials.looked_at += 1
@@ -162,7 +162,7 @@ def _certificates(
     logged.faults += [f"certificate {serial}: stands in the log and not in the database" for serial in sorted(missing)]
 
 
-def _renewals(others: list[_Other], proven: set[tuple[str, str]], records: _Records, evidence: Check) -> None:
+def _renewals(others: list[_Other], proven: set[tuple[str, bytes]], records: _Records, evidence: Check) -> None:
     """LDevIDs that answer no challenge: by EST, of a device without a TPM, or over a key that was attested."""
     for serial, device, key, request in others:
         by_est = request is not None and request.startswith(REQUEST_PREFIX)
@@ -191,7 +191,7 @@ def faults_of(row: Record, authorities: Authorities) -> list[str]:
             ("state", True, row.state in SIGNED),
             ("to-be-signed bytes", row.tbs, certificate.tbs_certificate_bytes),
             ("serial", row.serial, serial_text(certificate.serial_number)),
-            ("key", row.key_id, key_id(spki)),
+            ("key", row.key_id.hex(), key_id(spki)),
             ("start", row.not_before, int(certificate.not_valid_before_utc.timestamp())),
             ("end", row.not_after, int(certificate.not_valid_after_utc.timestamp())),
             ("name", row.subject, _common_name(certificate)),

@@ -101,8 +101,8 @@ def forget_unpassed(tx: Connection, before: int, most: int) -> int:
 
 
 def add_certificate(tx: Connection, row: dict[str, Any]) -> None:
-    """Insert a reserved certificate: its serial and to-be-signed bytes, before the HSM sees them."""
-    _INSERT_CERTIFICATE(tx, row)
+    """Insert a reserved certificate: its serial and to-be-signed bytes, before the HSM sees them. `key_id` is hex."""
+    _INSERT_CERTIFICATE(tx, {**row, "key_id": bytes.fromhex(row["key_id"])})
 
 
 def sign_certificate(tx: Connection, serial: str, signature: bytes) -> bool:
@@ -122,7 +122,7 @@ def certificate_of_enrollment(tx: Connection, enrollment_id: str) -> Record | No
 
 def certificates_of_request(tx: Connection, enrollment_id: str | None, key_id: str) -> list[Record]:
     """The certificate, reserved or issued, that answers this challenge, and all over the same key."""
-    return _OF_REQUEST.all(tx, {"id": enrollment_id, "key_id": key_id})
+    return _OF_REQUEST.all(tx, {"id": enrollment_id, "key_id": bytes.fromhex(key_id)})
 
 
 def certificate_by_serial(tx: Connection, serial: str) -> Record | None:

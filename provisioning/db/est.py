@@ -151,7 +151,7 @@ def reserved_since(tx: Connection, device_id: str, since: int) -> int:
 
 def is_attested_key(tx: Connection, device_id: str, key_id: str) -> bool:
     """Was a certificate over this key earned by evidence of this device that passed?"""
-    return bool(tx.execute(_ATTESTED_KEY, {"key": key_id, "device": device_id}).scalar())
+    return bool(tx.execute(_ATTESTED_KEY, {"key": bytes.fromhex(key_id), "device": device_id}).scalar())
 
 
 def request_of(tx: Connection, device_id: str, key_id: str) -> Record | None:

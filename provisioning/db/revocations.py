@@ -125,7 +125,8 @@ def standing(tx: Connection, issuer: str, serial: str) -> Record | None:
 
 def responder(tx: Connection, key_id: str, issuer: str, at: int) -> Record | None:
     """The OCSP responder's certificate by that authority over that key which is in force longest."""
-    mine = (certificate.c.key_id == key_id, certificate.c.issuer == issuer, certificate.c.profile == RESPONDER)
+    over = certificate.c.key_id == bytes.fromhex(key_id)
+    mine = (over, certificate.c.issuer == issuer, certificate.c.profile == RESPONDER)
     good = (certificate.c.state == "issued", certificate.c.not_before <= at, certificate.c.not_after > at)
     found = select(certificate).where(*mine, *good).order_by(certificate.c.not_after.desc(), certificate.c.serial)
     return tx.execute(found.limit(1)).first()

@@ -132,7 +132,8 @@ class Certificate(SQLModel, table=True):
     subject: str
     device_id: str | None = Field(default=None, index=True)
     enrollment_id: str | None = Field(default=None, unique=True)
-    key_id: str = Field(index=True)
+    key_id: bytes = Field(sa_column=Column(LargeBinary, nullable=False, index=True))
+    """The 32 bytes: as text it would be a tenth of the row and of all indexes."""
     tbs: bytes = _blob(nullable=False)
     signature: bytes | None = _blob()
     state: str = "reserved"

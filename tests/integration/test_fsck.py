@@ -246,7 +246,7 @@ def test_an_erased_record_is_no_fault_of_the_log(directory):
         (f"update certificate set not_after = not_after + 86400 where serial = {LDEVID}", SAME, "its end"),
         (f"update certificate set not_before = 0 where serial = {LDEVID}", SAME, "its start"),
         (f"update certificate set subject = 'd-0' where serial = {LDEVID}", SAME, "its name"),
-        (f"update certificate set key_id = '00' where serial = {LDEVID}", SAME, "its key"),
+        (f"update certificate set key_id = x'00' where serial = {LDEVID}", SAME, "its key"),
         (f"update certificate set state = 'blessed' where serial = {LDEVID}", SAME, "its state"),
         (f"update certificate set signature = null where serial = {LDEVID}", SAME, "has no signature"),
         (f"delete from certificate where serial = {LDEVID}", LOGGED, "stands in the log and not in the database"),

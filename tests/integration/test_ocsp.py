@@ -141,7 +141,7 @@ async def test_a_serial_that_was_never_issued_is_unknown(client, service, serial
 
 
 async def test_a_serial_that_is_reserved_and_not_issued_is_unknown(client, service, member):
-    row = {"serial": "abcdef0123456789abcdef0123456789", "profile": "ldevid", "subject": "x", "key_id": "x"}
+    row = {"serial": "abcdef0123456789abcdef0123456789", "profile": "ldevid", "subject": "x", "key_id": "00"}
     row |= {
         "issuer": "issuing",
         "tbs": b"x",

@@ -76,7 +76,7 @@ def upgrade() -> None:
         sa.Column("subject", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=True),
         sa.Column("enrollment_id", sa.String(), nullable=True),
-        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("key_id", sa.LargeBinary(), nullable=False),
         sa.Column("tbs", sa.LargeBinary(), nullable=False),
         sa.Column("signature", sa.LargeBinary(), nullable=True),
         sa.Column("state", sa.String(), nullable=False),
