@@ -148,7 +148,7 @@ async def _insert(service: Service, count: int, *, revoked: bool) -> list[int]:
                 "issuer": service.authorities.active.name,
                 "profile": "ldevid",
                 "subject": f"d-{serial}",
-                "key_id": format(serial, "x"),
+                "key_id": f"{serial:064x}",
                 "tbs": tbs,
                 "signature": signature,
                 "state": "issued",
