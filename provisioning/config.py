@@ -71,6 +71,8 @@ class Hsm:
     modules: Annotated[dict[str, Pkcs11Module], Cap(16)] = field(default_factory=dict)
     pins: Annotated[dict[str, str], Cap(64)] = field(default_factory=dict)
     """Token to where its PIN is: `file:/PATH`, `credential:NAME`, `env:NAME`, `prompt:`. Else `secrets/TOKEN.pin`."""
+    tokens: Annotated[dict[str, str], Cap(64)] = field(default_factory=dict)
+    """Token to its PKCS#11 URI, where it is not of that name in the default module: `trust-1` to `trust-3`."""
     keys: Annotated[dict[str, tuple[str, ...]], Cap(64)] = field(default_factory=dict)
     """Key to the PKCS#11 URIs (RFC 7512) where it is: the first that works signs."""
 

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Mapping
 
-from provisioning.app.ceremony_plan import ROOT, SERVICE, Ceremony
+from hsm.uri import Pkcs11Uri
+from provisioning.app.ceremony_plan import ROOT, SERVICE, TRUST_ROLES, Ceremony
 from provisioning.config import Config, Hsm, Lifetimes, Listen, parse_config
 from wire.codec import to_json
 
@@ -27,12 +28,15 @@ def configuration_text(ceremony: Ceremony, settings: str = "") -> str:
     text += _table("listen", {key: value for key, value in listen.items() if value != ""})
     text += _table("hsm", {key: value for key, value in hsm.items() if value != getattr(Hsm(), key)})
     text += _table("hsm.pins", pins)
+    trust = [token for token in ceremony.tokens if token.role in TRUST_ROLES]
+    named = {token.role: token.uri or str(Pkcs11Uri(token=token.label)) for token in trust}
+    text += _table("hsm.tokens", {role: uri for role, uri in named.items() if uri != str(Pkcs11Uri(token=role))})
     for module, described in answers.modules.items():
         text += _table(f"hsm.modules.{toml(module)}", to_json(described))
     root, issuing = answers.root, answers.issuing
     days = {"root_days": root.days, "root_crl_days": root.crl_days, "issuing_days": issuing.days}
-    usual = Lifetimes()
-    return text + (settings or _table("lifetimes", {key: n for key, n in days.items() if n != getattr(usual, key)}))
+    default = Lifetimes()
+    return text + (settings or _table("lifetimes", {key: n for key, n in days.items() if n != getattr(default, key)}))
 
 
 def _table(name: str, values: Mapping[str, object]) -> str:

@@ -40,7 +40,11 @@ class KeyPlace:
 
 
 def token_place(directory: DataDirectory, config: Config, token: str) -> TokenPlace:
-    """A token by its label in the default module, or by a PKCS#11 URI. Raises: ConfigurationRefused, HsmError."""
+    """A token by its name in `hsm.tokens`, by its label in the default module, or by a PKCS#11 URI.
+
+    Raises: ConfigurationRefused, HsmError.
+    """
+    token = config.hsm.tokens.get(token, token)
     if not token.startswith(SCHEME):
         return _labelled(directory, config, token)
     uri = _parsed(token)

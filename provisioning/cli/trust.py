@@ -11,10 +11,9 @@ import typer
 
 from provisioning.cli.failures import Failed, naming
 from provisioning.cli.output import DataDir, Format, Output, directory_of, example, note, print_fields, print_json
-from provisioning.config import Config, DataDirectory, load_config
+from provisioning.config import DataDirectory, load_config
 
 if TYPE_CHECKING:
-    from hsm.key import HsmEcKey
     from provisioning.service import Service
     from wire.messages import TrustBundle
 
@@ -40,6 +39,7 @@ def add_to(app: typer.Typer) -> None:
 def publish(data_dir: DataDir = None, output: Output = Format.TABLE, image_root: ImageRoot = None) -> None:
     """Sign the next trust bundle by 2 of the 3 offline keys, and tell the devices to fetch it."""
     from ota.bundle import publish_bundle, published_bundle
+    from provisioning.app.ceremony_tokens import trust_keys
     from provisioning.app.compose import compose
 
     directory = directory_of(data_dir)
@@ -49,7 +49,7 @@ def publish(data_dir: DataDir = None, output: Output = Format.TABLE, image_root:
     with ExitStack() as opened:
         service = opened.enter_context(compose(directory, config))
         bundle = _next(service, before, root)
-        signers = [*_offline_keys(directory, config, opened), service.keys.key("trust-online")]
+        signers = [*trust_keys(directory, config, opened), service.keys.key("trust-online")]
         with naming(directory.trust):
             publish_bundle(directory.trust, bundle, signers, service.clock())
         asyncio.run(_announce(service, bundle))
@@ -139,19 +139,6 @@ def _verified_root(file: Path) -> bytes:
         return verify_roots(data, no_later_one).data
     except UpdateRefused as refused:
         raise Failed(f"{file}: is no root of a repository: {refused}; name what muster ota init printed") from refused
-
-
-def _offline_keys(directory: DataDirectory, config: Config, opened: ExitStack) -> "list[HsmEcKey]":
-    """As many of the offline keys as it takes; a token may lie in a safe. Raises: Failed, HsmError."""
-    from provisioning.app.ceremony_plan import TRUST_KEY, TRUST_THRESHOLD
-    from provisioning.app.ceremony_plan import TRUST_ROLES as TRUST_TOKENS
-    from provisioning.app.places import open_token
-
-    here = [label for label in TRUST_TOKENS if directory.pin(label).is_file()][:TRUST_THRESHOLD]
-    if len(here) < TRUST_THRESHOLD:
-        missing = f"{len(here)} PINs of {', '.join(TRUST_TOKENS)} in {directory.secrets}"
-        raise Failed(f"{missing}: {TRUST_THRESHOLD} must sign; bring the tokens and their PIN files")
-    return [opened.enter_context(open_token(directory, config, label)).ec_key(TRUST_KEY) for label in here]
 
 
 async def _announce(service: "Service", bundle: "TrustBundle") -> None:
