@@ -121,6 +121,7 @@ def has_python_headers() -> bool:
 # Debian package -> how to see that what it gives is there, from whatever source.
 PACKAGES: dict[str, Callable[[], bool]] = {
     "ca-certificates": has_file("etc/ssl/certs/ca-certificates.crt"),
+    "cabextract": has_program("cabextract"),
     "curl": has_program("curl"),
     "gcc": has_program("gcc"),
     "gnutls-bin": has_program("certtool"),

@@ -15,6 +15,7 @@ from provisioning.cli import (
     crl,
     demo,
     devices,
+    ek_roots,
     est,
     explain,
     factory,
@@ -55,7 +56,7 @@ def _muster(
 
 
 _GROUPS = (
-    owner, hsm, audit, factory, devices, certificates, crl, est, policy, attest, profile, explain, trust, ota,
+    owner, hsm, audit, factory, devices, certificates, crl, est, policy, ek_roots, attest, profile, explain, trust, ota,
     simulate, demo,
 )  # fmt: skip
 for module in _GROUPS:
