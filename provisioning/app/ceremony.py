@@ -142,7 +142,7 @@ def _own_ca(ceremony: Ceremony, config: Config, keys: dict[str, HsmKey], now: da
     root_row, root = _signed(top, None, keys[ROOT_KEY], planned, now)
     planned = ceremony.certificate(ISSUING)
     names = (planned.permitted_dns, planned.permitted_uri, planned.permitted_ip)
-    below = IssuingCa(planned.common_name, public_bytes(keys[ISSUING_KEY]), *names)
+    below = IssuingCa(planned.common_name, public_bytes(keys[ISSUING_KEY]), *names, service_name=config.service_name)
     issuing_row, issuing = _signed(below, issuer_of(root, **where), keys[ROOT_KEY], planned, now)
     at = [
         authority_row(ROOT, ROOT, key_uri(ceremony.token(ROOT), ROOT_KEY), (root,), state=State.ACTIVE, now=now),

@@ -73,6 +73,7 @@ def check_tbs(
             ("ends after it begins", True, tbs.not_before < tbs.not_after),
             ("ends with its issuer", True, _ends_with(issuer, tbs.not_after, kind)),
             ("lifetime", True, _lasts_as(profile, tbs.not_before, tbs.not_after)),
+            ("says where its issuer's CRL is", True, _has_addresses(issuer, kind)),
             ("issuer", issuer.name if issuer is not None else raw.subject, raw.issuer),
             ("subject", _subject(wanted), raw.subject),
             ("public key", wanted.public_key, raw.public_key),
@@ -91,6 +92,14 @@ def check_tbs(
 def _ends_with(issuer: Issuer | None, not_after: datetime, kind: Profile) -> bool:
     """It ends with its issuer at the latest, unless it is an IDevID without an end (RFC 5280 section 4.1.2.5)."""
     return issuer is None or not_after <= issuer.not_after or (kind is Profile.IDEVID and not_after == NO_END)
+
+
+def _has_addresses(issuer: Issuer | None, kind: Profile) -> bool:
+    """Is there where to ask: the issuer's CRL and certificate; about an end entity its responder, unless it is that?"""
+    if issuer is None:
+        return True
+    asks = kind not in CA_KINDS and kind is not Profile.OCSP_RESPONDER
+    return None not in (issuer.crl_url, issuer.ca_url) and (issuer.ocsp_url is not None or not asks)
 
 
 def _lasts_as(profile: CertificateProfile, not_before: datetime, not_after: datetime) -> bool:

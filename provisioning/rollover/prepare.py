@@ -149,6 +149,8 @@ class _Wanted:
     days: int
     common_name: str
     over: bytes | None = None
+    service_name: str = ""
+    """The SPIFFE trust domain whose signing certificate it becomes."""
 
 
 def _of_issuing(tx: Connection, service: Service, row: Record) -> list[_Wanted]:
@@ -158,7 +160,8 @@ def _of_issuing(tx: Connection, service: Service, row: Record) -> list[_Wanted]:
         return []
     issuer = authority_of(above, service.authorities.public_url).issuer
     title = f"{service.config.service_name} {row.name.replace('-', ' ')} CA"[:64]
-    return [_Wanted(row, above, issuer, service.config.lifetimes.issuing_days, title)]
+    days, name = service.config.lifetimes.issuing_days, service.config.service_name
+    return [_Wanted(row, above, issuer, days, title, service_name=name)]
 
 
 def _of_root(tx: Connection, service: Service, row: Record) -> list[_Wanted]:
@@ -201,8 +204,9 @@ def _built(wanted: _Wanted, serial: int, now: datetime) -> ToBeSigned:
         tbs = build_cross(wanted.over, wanted.issuer, serial=serial, not_before=begin)
         check_cross(tbs, wanted.over, wanted.issuer)
         return tbs
-    kind: type[RootCa | IssuingCa] = RootCa if wanted.issuer is None else IssuingCa
-    ca = kind(wanted.common_name, wanted.subject.public_key)
+    ca: RootCa | IssuingCa = RootCa(wanted.common_name, wanted.subject.public_key)
+    if wanted.issuer is not None:
+        ca = IssuingCa(wanted.common_name, wanted.subject.public_key, service_name=wanted.service_name)
     end = now + timedelta(days=wanted.days)
     if wanted.issuer is not None:
         end = min(end, wanted.issuer.not_after)

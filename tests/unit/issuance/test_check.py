@@ -71,8 +71,6 @@ TBS = build(LDEVID, ISSUER, **LIFE)
 @pytest.mark.parametrize(("wanted", "issuer"), ALL, ids=lambda v: type(v).__name__)
 def test_what_the_builder_writes_passes(wanted, issuer):
     check_tbs(build(wanted, issuer, **LIFE), wanted, issuer)
-    bare = replace(issuer, crl_url=None, ca_url=None, ocsp_url=None) if issuer else None
-    check_tbs(build(wanted, bare, **LIFE), wanted, bare)
 
 
 @pytest.mark.parametrize("wanted", LEAVES, ids=lambda w: type(w).__name__)
@@ -101,7 +99,7 @@ OTHER = {
     "another CRL": (TBS, LDEVID, replace(ISSUER, crl_url="http://other.example/"), {"extensions"}),
     "another responder": (TBS, LDEVID, replace(ISSUER, ocsp_url="http://other.example/"), {"extensions"}),
     "another issuer URL": (TBS, LDEVID, replace(ISSUER, ca_url="http://other.example/"), {"extensions"}),
-    "no CRL": (TBS, LDEVID, replace(ISSUER, crl_url=None), {"extensions"}),
+    "no CRL": (TBS, LDEVID, replace(ISSUER, crl_url=None), {"extensions", "says where its issuer's CRL is"}),
     "an issuer that ends first": (TBS, LDEVID, replace(ISSUER, not_after=NOW), {"ends with its issuer"}),
     "not self-issued": (
         build(replace(ISSUING, common_name="Other CA"), ISSUER, **LIFE),
@@ -133,6 +131,22 @@ def test_a_certificate_that_says_something_else_is_refused_and_the_field_named(c
     with pytest.raises(ToBeSignedRefused) as caught:
         check_tbs(tbs, wanted, issuer)
     assert {finding.what for finding in caught.value.findings} == fields
+
+
+@pytest.mark.parametrize(("wanted", "issuer"), ALL, ids=lambda v: type(v).__name__)
+def test_all_but_a_root_say_where_to_ask_about_them(wanted, issuer):
+    if issuer is None:
+        return
+    needed = {"crl_url", "ca_url"} | (set() if wanted in (ISSUING, RESPONDER) else {"ocsp_url"})
+    for name in ("crl_url", "ca_url", "ocsp_url"):
+        mute = replace(issuer, **{name: None})
+        tbs = build(wanted, mute, **LIFE)
+        if name not in needed:
+            check_tbs(tbs, wanted, mute)
+            continue
+        with pytest.raises(ToBeSignedRefused) as caught:
+            check_tbs(tbs, wanted, mute)
+        assert {finding.what for finding in caught.value.findings} == {"says where its issuer's CRL is"}
 
 
 def refused_fields(wanted, profile, **life):

@@ -313,7 +313,7 @@ def test_an_idevid_may_have_no_end_and_nothing_else_may(hierarchy):
     cert = issue(IDEVID, hierarchy.issuer, hierarchy.issuing_key, **life)
     assert b"\x18\x0f99991231235959Z" in cert.tbs_certificate_bytes
     assert_is_idevid(cert, **NAMES, issuer=hierarchy.issuing)
-    check_tbs(build(IDEVID, hierarchy.issuer, **life), IDEVID, hierarchy.issuer)
+    check_tbs(build(IDEVID, ISSUER, **life), IDEVID, ISSUER)
     for wanted in LEAVES:
         if wanted is not IDEVID:
             with pytest.raises(ToBeSignedRefused) as caught:
