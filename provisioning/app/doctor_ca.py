@@ -8,7 +8,7 @@ from cryptography import x509
 
 from provisioning.app.compose import load_authorities
 from provisioning.app.findings import FAIL, SOON, WARN, Finding, Findings, expiry
-from provisioning.authorities import Authorities, State
+from provisioning.authorities import ISSUING, ROOT, Authorities, State
 from provisioning.config import Config, DataDirectory
 from provisioning.db.store import Store, open_sqlite
 
@@ -43,17 +43,22 @@ def authority(directory: DataDirectory, config: Config, now: datetime) -> Findin
 
 
 def crl(directory: DataDirectory, config: Config, now: datetime) -> Findings:
-    """Is the CRL the newest, its CA's, and good for a while?"""
-    cure = "start the service: muster serve signs a new one"
-    data = (directory.ca / "issuing.crl").read_bytes()
-    crl = x509.load_der_x509_crl(data)
-    if not crl.is_signature_valid(authorities_of(directory, config).named("issuing").certificate.public_key()):  # type: ignore[arg-type]  # a CA's key is none of X25519, X448
-        yield Finding("CRL", FAIL, "is not signed by the issuing CA", cure)
-        return
+    """Is each CRL the newest, its CA's, and good for a while?"""
+    online, by_hand = "start the service: muster serve signs a new one", "muster crl sign --authority {}"
     with closing(opened(directory, config)) as database:
-        row = database.execute("select der from crl order by number desc limit 1").fetchone()
-    if row is None or row[0] != data:
-        yield Finding("CRL", WARN, f"{directory.ca / 'issuing.crl'} is not the newest that was signed", cure)
-    end = crl.next_update_utc or crl.last_update_utc
-    late = timedelta(seconds=config.lifetimes.crl_seconds - 2 * config.lifetimes.crl_refresh_seconds)
-    yield expiry("CRL", end, now, max(late, timedelta()), cure)
+        stored = dict(database.execute("select authority, der from crl order by number").fetchall())
+    for one in authorities_of(directory, config):
+        name, file = f"{one.name} CRL", directory.ca / f"{one.name}.crl"
+        if one.state is State.RETIRED or (one.kind == ROOT and one.name not in stored):
+            continue  # a root elsewhere publishes its own
+        cure = online if one.kind == ISSUING else by_hand.format(one.name)
+        data = file.read_bytes()
+        found = x509.load_der_x509_crl(data)
+        if not found.is_signature_valid(one.certificate.public_key()):  # type: ignore[arg-type]  # a CA's key is none of X25519, X448
+            yield Finding(name, FAIL, f"is not signed by {one.name}", cure)
+            continue
+        if stored.get(one.name) != data:
+            yield Finding(name, WARN, f"{file} is not the newest that was signed", online)
+        end = found.next_update_utc or found.last_update_utc
+        late = timedelta(seconds=config.lifetimes.crl_seconds - 2 * config.lifetimes.crl_refresh_seconds)
+        yield expiry(name, end, now, max(late, timedelta()) if one.kind == ISSUING else SOON, cure)

@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from sqlalchemy import Connection
 
 from provisioning.app.audit import Check, LogKeys, Report, verify_log
+from provisioning.app.fsck_crls import check_crls
 from provisioning.app.signatures import check_signatures
 from provisioning.attestation.endorsement import ek_id_of
 from provisioning.authorities import Authorities
@@ -59,7 +60,7 @@ def check_installation(tx: Connection, authorities: Authorities, keys: LogKeys, 
     records = _records(tx, report)
     attested = _attestations(tx, records, report)
     _certificates(tx, authorities, records, attested, now, report)
-    _revocations(tx, authorities, report)
+    check_crls(tx, authorities, report)
     _devices(tx, records, report)
     check_signatures(tx, report)
     return report
@@ -206,66 +207,6 @@ def faults_of(row: Record, authorities: Authorities) -> list[str]:
 def _common_name(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else ""
-
-
-def _revocations(tx: Connection, authorities: Authorities, report: Report) -> None:
-    signed = Check("every CRL is the issuing CA's, and the numbers rise")
-    listed = Check("the CRL lists exactly what is revoked")
-    report.checks += [signed, listed]
-    newest: x509.CertificateRevocationList | None = None
-    number, before = 0, None
-    for row in inspection.crls(tx):
-        signed.looked_at += 1
-        crl = _crl(row, authorities, signed)
-        if crl is None:
-            continue
-        if before is not None and crl.last_update_utc < before:
-            signed.faults.append(f"CRL {row.number}: is dated before the one before it")
-        newest, number, before = crl, row.number, crl.last_update_utc
-    if newest is None:
-        listed.faults.append("there is no CRL at all")
-        return
-    at = newest.last_update_utc
-    entries = {serial_text(entry.serial_number): entry.revocation_date_utc for entry in newest}
-    for row in inspection.certificates(tx):
-        if row.state == "revoked":
-            listed.looked_at += 1
-            _verify_listed(row, entries.pop(row.serial, None), number, at, listed, report)
-    listed.faults += [
-        f"certificate {serial}: CRL {number} lists it, and it is not revoked" for serial in sorted(entries)
-    ]
-
-
-def _crl(row: Record, authorities: Authorities, check: Check) -> x509.CertificateRevocationList | None:
-    try:
-        crl = x509.load_der_x509_crl(row.der)
-        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        list(crl)
-    except (*UNPARSED, x509.ExtensionNotFound) as error:
-        check.faults.append(f"CRL {row.number}: cannot be read ({type(error).__name__})")
-        return None
-    if number != row.number:
-        check.faults.append(f"CRL {row.number}: calls itself {number}")
-    if not crl.is_signature_valid(authorities.named(row.authority).certificate.public_key()):  # type: ignore[arg-type]  # a CA's key is none of X25519, X448
-        check.faults.append(f"CRL {row.number}: is not signed by the issuing CA")
-        return None
-    return crl
-
-
-def _verify_listed(
-    row: Record, entry: datetime | None, number: int, at: datetime, listed: Check, report: Report
-) -> None:
-    if row.crl_number is not None and row.crl_number > number:
-        listed.faults.append(f"certificate {row.serial}: CRL {row.crl_number} listed it, and the newest is {number}")
-    elif entry is not None:
-        if int(entry.timestamp()) != row.revoked_at:
-            listed.faults.append(f"certificate {row.serial}: CRL {number} names another time of revocation")
-    elif row.crl_number is None:
-        report.notes.append(
-            f"certificate {row.serial} is revoked and waits for the next CRL: muster serve signs it at once"
-        )
-    elif row.not_after > at.timestamp():
-        listed.faults.append(f"certificate {row.serial}: is revoked, and CRL {number} does not list it")
 
 
 def _devices(tx: Connection, records: _Records, report: Report) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Select, select
 from provisioning.db.devices import Record, device
 from provisioning.db.enrollments import attestation, boot_log, certificate
 from provisioning.db.leaves import checkpoint, leaf
-from provisioning.db.revocations import crl
+from provisioning.db.revocations import ADOPTED, crl, revocation
 from provisioning.refusals import StorageUnavailable
 
 AT_ONCE = 1000
@@ -37,6 +37,11 @@ def boot_logs(tx: Connection) -> Iterator[Record]:
 def crls(tx: Connection) -> Iterator[Record]:
     """The CRLs that are kept, in the order of their numbers."""
     return _rows(tx, select(crl).order_by(crl.c.number))
+
+
+def adopted(tx: Connection) -> Iterator[Record]:
+    """Entries of published CRLs whose certificates this database does not have."""
+    return _rows(tx, select(revocation).where(revocation.c.kind == ADOPTED))
 
 
 def numbered_leaves(tx: Connection) -> Iterator[Record]:

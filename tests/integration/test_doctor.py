@@ -35,7 +35,7 @@ def test_a_fresh_installation_is_fit_to_serve(directory):
     found = examine(directory)
     assert {one.check for one in found} >= {
         *("packages", "TPM", "configuration", "permissions", "HSM", "root CA", "issuing CA", "TLS"),
-        *("database", "disk", "clock", "CRL", "trust", "image repository", "service"),
+        *("database", "disk", "clock", "issuing CRL", "root CRL", "trust", "image repository", "service"),
     }
     assert not [one for one in found if one.status == FAIL]
     assert [one.check for one in found if one.status == WARN and one.check != "disk"] == ["offline keys"]
@@ -136,7 +136,8 @@ def test_each_damage_is_named_with_its_cure(directory, damage):
 
 def test_a_crl_that_is_not_the_newest_is_told(directory):
     sql("update crl set der = cast(der || x'00' as blob)")(directory)
-    assert bad(directory)["CRL"][0] == WARN
+    found = bad(directory)
+    assert {found[name][0] for name in ("issuing CRL", "root CRL")} == {WARN}
 
 
 def test_a_port_that_nobody_listens_on_is_told(directory):
@@ -150,11 +151,11 @@ def test_a_port_that_nobody_listens_on_is_told(directory):
 @pytest.mark.parametrize(
     ("days", "checks"),
     [
-        (6, {"CRL", "trust"}),
-        (8, {"CRL", "trust"}),
-        (340, {"CRL", "trust", "TLS"}),
-        (400, {"CRL", "trust", "TLS"}),
-        (8000, {"CRL", "trust", "TLS", "issuing CA", "root CA"}),
+        (6, {"issuing CRL", "trust"}),
+        (8, {"issuing CRL", "trust"}),
+        (340, {"issuing CRL", "root CRL", "trust", "TLS"}),
+        (400, {"issuing CRL", "root CRL", "trust", "TLS"}),
+        (8000, {"issuing CRL", "root CRL", "trust", "TLS", "issuing CA", "root CA"}),
     ],
 )
 def test_what_expires_is_told_in_time(directory, monkeypatch, days, checks):

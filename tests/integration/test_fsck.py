@@ -31,8 +31,8 @@ SIGNED = "every tree head is signed by the log"
 SAME = "every certificate is what was reserved, and signed by its CA"
 ATTESTED = "every LDevID has its attestation"
 LOGGED = "every certificate stands in the log, and nothing else does"
-CRL = "every CRL is the issuing CA's, and the numbers rise"
-LISTED = "the CRL lists exactly what is revoked"
+CRL = "every CRL is its CA's, and the numbers rise"
+LISTED = "the CRLs list exactly what is revoked"
 EVIDENCE = "every attestation stands in the log"
 BOOT_LOG = "every boot log is the one that its name says"
 DEVICE = "every device is the one that was registered"
@@ -283,8 +283,8 @@ def test_an_erased_record_is_no_fault_of_the_log(directory):
             "does not list it",
         ),
         ("update certificate set revoked_at = revoked_at - 1 where state = 'revoked'", LISTED, "another time"),
-        ("update certificate set crl_number = 99 where state = 'revoked'", LISTED, "the newest is 2"),
-        ("delete from crl where number = 2", LISTED, "the newest is 1"),
+        ("update certificate set crl_number = crl_number + 99 where state = 'revoked'", LISTED, "the newest is"),
+        ("delete from crl where number = (select max(number) from crl)", LISTED, "the newest is"),
         ("update crl set number = number + 5", CRL, "calls itself"),
         ("update crl set der = cast(substr(der, 1, length(der) - 1) || x'00' as blob)", CRL, ""),
         ("delete from crl", LISTED, "no CRL at all"),

@@ -5,19 +5,16 @@ import json
 import shutil
 import sqlite3
 import subprocess
-import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import ocsp as x509_ocsp
 
 from provisioning import crls, duties, ocsp, revoking
 from provisioning.app.crls import published, sign_now
@@ -26,12 +23,11 @@ from provisioning.config import DataDirectory, load_config
 from provisioning.db import devices, enrollments, revocations
 from provisioning.issuance.revocation import REASONS
 from provisioning.refusals import NotFound, NotOnHold, RequestMalformed, SigningUnavailable, StateConflict
-from tests.integration.agent_stack import running_stack, wait_for
+from tests.integration.agent_stack import running_stack
 from tests.support import fleet
 from tests.support.crls import listed, publish_crl
+from tests.support.dead import PATHS, time_to_dead
 from tests.support.listeners import service_with_operators, serving
-from tests.support.mqtt import Peer
-from tests.support.ocsp import cert_id, request
 from tests.support.service import Clock, make_installation, running_service
 
 FINAL = sorted(set(REASONS) - {"certificate-hold"})
@@ -392,84 +388,8 @@ def stack(tmp_path_factory):
 
 def test_a_revoked_device_is_dead_on_every_path_and_no_other_is_disturbed(stack, tmp_path, record_property):
     """How long each path takes is written down, not judged: `time_to_dead` among the benchmarks prints it."""
-    paths, disturbed = time_to_dead(stack, tmp_path)
+    paths, disturbed = time_to_dead(stack.service, stack.endpoints, tmp_path)
     for path, seconds in paths.items():
         record_property(f"time to dead, {path}", round(seconds, 3))
-    assert set(paths) == {"live MQTT session", "new MQTT connection", "HTTP", "OCSP", "CRL"}
+    assert set(paths) == set(PATHS)
     assert not disturbed
-
-
-def time_to_dead(stack, folder):
-    """Seconds from the order to the end of each path; and whether another device's session was disturbed."""
-    service = stack.service
-    victim = asyncio.run(fleet.device(service, folder, "d-victim"))
-    honest = asyncio.run(fleet.device(service, folder, "d-honest"))
-    root = stack.directory.ca / "root.pem"
-    port = json.loads(stack.directory.endpoints.read_bytes())["mqtt"].rpartition(":")[2]
-    peers = [Peer(host="127.0.0.1", port=int(port), context=one.context(root)) for one in (victim, honest)]
-    for peer in peers:
-        peer.wait_connected()
-    checks = {
-        "new MQTT connection": lambda: not _comes_in(victim, root, int(port)),
-        "HTTP": lambda: _http(stack, victim) == 401,
-        "OCSP": lambda: _ocsp(stack, service, victim) == "REVOKED",
-        "CRL": lambda: victim.serial in listed(stack.directory),
-        "live MQTT session": lambda: not peers[0].lost.empty(),
-    }
-    assert not any(check() for check in checks.values())
-    peers[0].close()
-    peers[0] = Peer(host="127.0.0.1", port=int(port), context=victim.context(root))
-    peers[0].wait_connected()
-    paths = {}
-    start = time.monotonic()
-    asyncio.run(revoking.revoke_device(service, "d-victim", "key-compromise", by="test"))
-
-    def look():
-        for path, dead in checks.items():
-            if path not in paths and dead():
-                paths[path] = time.monotonic() - start
-        return len(paths) == len(checks)
-
-    wait_for(look)
-    disturbed = not peers[1].lost.empty()
-    for peer in peers:
-        peer.close()
-    return paths, disturbed
-
-
-def _comes_in(member, root, port):
-    try:
-        peer = Peer(host="127.0.0.1", port=port, context=member.context(root), client_id="new")
-    except OSError:
-        return False
-    try:
-        return not peer.connected.get(timeout=1)[0].is_failure
-    except Exception:  # noqa: BLE001  queue.Empty: it was shut out after the handshake
-        return False
-    finally:
-        peer.close()
-
-
-def _http(stack, member):
-    async def put():
-        url = f"{stack.endpoints['device']}/ota/director/metadata/1.root.json"
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(url, ssl=member.context(stack.directory.ca / "root.pem")) as answer,
-        ):
-            return answer.status
-
-    return asyncio.run(put())
-
-
-def _ocsp(stack, service, member):
-    async def ask():
-        body = request(cert_id(service.authorities.active.certificate, int(member.serial, 16)))
-        headers = {"Content-Type": "application/ocsp-request"}
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(f"{stack.endpoints['public']}/ocsp", data=body, headers=headers) as answer,
-        ):
-            return x509_ocsp.load_der_ocsp_response(await answer.read()).certificate_status.name
-
-    return asyncio.run(ask())
