@@ -133,7 +133,7 @@ def test_every_setting_stands_in_operations_with_its_default():
     }
     told = {cells[0]: cells[1] for cells in rows(OPERATIONS)}
     expected = {
-        f"`{name}.{field.name}`": f"`{field.default}`" if field.default != "" else "empty"
+        f"`{name}.{field.name}`": f"`{field.default}`" if field.default not in ("", dataclasses.MISSING) else "empty"
         for name, made in sections.items()
         for field in dataclasses.fields(made)
     }
