@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from provisioning.attestation.endorsement import ek_id_of
+from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public
 from provisioning.db import devices, leaves
 from provisioning.issuance.csr import verify_possession
 from provisioning.issuance.profile import Station, station_name
@@ -28,6 +28,7 @@ SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 """Also an X520SerialNumber, so that it can stand in a certificate as it is."""
 MODEL = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 BUDGET_MOST = 10_000_000
+SHA256_OCTETS = 32
 STATION = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 
 
@@ -69,7 +70,12 @@ async def register(service: Service, station: StationIdentity, request: Registra
     now = service.clock()
     entries = [
         leaf(
-            service, "registration", now, device=row["id"], serial=row["serial"], ek=row["ek_id"], station=station.name
+            *(service, "registration", now),
+            device=row["id"],
+            serial=row["serial"],
+            ek=row["ek_id"],
+            trust=row["ek_trust"],
+            station=station.name,
         )
         for row in rows
     ]
@@ -88,9 +94,9 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
         if MODEL.fullmatch(registration.model) is None:
             findings.append(Finding(where, "a model of a-z 0-9 . -", registration.model))
         try:
-            ek_id = ek_id_of(registration.ek_certificate)
+            ek_id = _ek_id(registration)
         except Refusal as refusal:
-            findings.append(Finding(where, "an EK certificate", refusal.title))
+            findings.append(Finding(where, "one EK certificate, or one EK", refusal.title))
             continue
         numbers.append(number)
         rows.append(
@@ -100,6 +106,8 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
                 "model": registration.model,
                 "ek_id": ek_id,
                 "ek_certificate": registration.ek_certificate,
+                "ek_public": registration.ek_public,
+                "ek_trust": "key" if registration.ek_certificate is None else "certificate",
                 "station": station.name,
                 "registered_at": at,
             }
@@ -115,6 +123,20 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
     if findings or not rows:
         raise RegistrationMalformed(expected="good rows", actual=f"{len(findings)} bad ones", findings=tuple(findings))
     return rows
+
+
+def _ek_id(registration: Registration) -> str:
+    """The EK by its key id, however it is named. Raises: a Refusal of the check that failed, RegistrationMalformed."""
+    given = (registration.ek_certificate, registration.ek_public, registration.ek_sha256)
+    if sum(one is not None for one in given) != 1:
+        raise RegistrationMalformed(expected="one of ek_certificate, ek_public, ek_sha256", actual="none, or several")
+    if registration.ek_certificate is not None:
+        return ek_id_of(registration.ek_certificate)
+    if registration.ek_public is not None:
+        return ek_id_of_public(registration.ek_public)
+    if registration.ek_sha256 is None or len(registration.ek_sha256) != SHA256_OCTETS:
+        raise RegistrationMalformed(expected=f"{SHA256_OCTETS} bytes of SHA-256", actual="another length")
+    return registration.ek_sha256.hex()
 
 
 def _register(

@@ -140,11 +140,16 @@ class SignedTime:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One device that a factory station vouches for: its EK certificate is this one (DER)."""
+    """One device that a factory station vouches for, by exactly one of the last three.
+
+    Its EK certificate (DER); or its EK alone, as TPMT_PUBLIC or as the SHA-256 of its SubjectPublicKeyInfo.
+    """
 
     serial: Identifier
     model: Identifier
-    ek_certificate: Certificate
+    ek_certificate: Certificate | None = None
+    ek_public: TpmStructure | None = None
+    ek_sha256: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)

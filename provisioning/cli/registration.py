@@ -8,20 +8,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from provisioning.attestation.endorsement import ek_id_of
+from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public
 from provisioning.cli.failures import Failed
 from provisioning.cli.output import clean
 from provisioning.refusals import Refusal
 from wire.messages import Registration
 
-COLUMNS = ("serial", "model", "ek_certificate")
+WAYS = ("ek_certificate", "ek_public", "ek_sha256")
+"""How the third column names a device's EK. The last two are a trust level of their own: a policy must allow it."""
+COLUMNS = ("serial", "model", WAYS[0])
 ROWS_MOST = 1000
 FILE_MOST = 16 * 1024 * 1024
 CERTIFICATE_MOST = 8 * 1024
+PUBLIC_MOST = 2 * 1024
 PEM_MOST = 64 * 1024
 # The service's own rules (provisioning.factory, which a client does not import).
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 MODEL = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 
 
@@ -42,9 +46,9 @@ def read_registrations(file: Path) -> list[Row]:
     """The rows of the file. Raises: Failed, with one line for each bad row; OSError."""
     rows: list[Row] = []
     faults: list[str] = []
-    for line, cells in _records(file, _text(file)):
+    for line, way, cells in _records(file, _text(file)):
         try:
-            rows.append(_row(line, cells, file.parent))
+            rows.append(_row(line, way, cells, file.parent))
         except _Bad as bad:
             faults.append(f"{file}: line {line}: {bad}")
     faults += _duplicates(file, rows)
@@ -69,8 +73,8 @@ def _text(file: Path) -> str:
         raise Failed(f"{file}: line {line}: is not UTF-8; save the file as UTF-8") from error
 
 
-def _records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record with the line it starts on; the header is judged, blank lines are passed over."""
+def _records(file: Path, text: str) -> Iterator[tuple[int, str, list[str]]]:
+    """Each record with the line it starts on and its third column; the header is judged, blank lines are passed over."""
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     header: list[str] | None = None
     before = 0
@@ -88,17 +92,18 @@ def _records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
-            if tuple(header) != COLUMNS:
+            if tuple(header[:2]) != COLUMNS[:2] or len(header) != len(COLUMNS) or header[2] not in WAYS:
                 raise Failed(
                     f"{file}: line {line}: the header is {clean(','.join(header))[:100]!r}; write: {','.join(COLUMNS)}"
+                    f" (or {' or '.join(WAYS[1:])} as the third)"
                 )
             continue
-        yield line, [cell.strip() for cell in cells]
+        yield line, header[2], [cell.strip() for cell in cells]
 
 
-def _row(line: int, cells: list[str], folder: Path) -> Row:
+def _row(line: int, way: str, cells: list[str], folder: Path) -> Row:
     if len(cells) != len(COLUMNS):
-        raise _Bad(f"has {len(cells)} fields instead of {len(COLUMNS)}; write: {','.join(COLUMNS)}")
+        raise _Bad(f"has {len(cells)} fields instead of {len(COLUMNS)}; write: {','.join((*COLUMNS[:2], way))}")
     serial, model, named = cells
     if SERIAL.fullmatch(serial) is None:
         raise _Bad(
@@ -106,6 +111,13 @@ def _row(line: int, cells: list[str], folder: Path) -> Row:
         )
     if MODEL.fullmatch(model) is None:
         raise _Bad(f"model {clean(model)[:80]!r}: write 1 to 63 characters of a-z 0-9 . -, a letter or digit first")
+    if way == "ek_sha256":
+        if _SHA256.fullmatch(named.lower()) is None:
+            raise _Bad(f"ek_sha256 {clean(named)[:80]!r}: write the SHA-256 of the SubjectPublicKeyInfo, 64 hex digits")
+        return Row(line, Registration(serial, model, ek_sha256=bytes.fromhex(named)), named.lower())
+    if way == "ek_public":
+        public = _public(named, folder)
+        return Row(line, Registration(serial, model, ek_public=public), _id_of_public(public))
     certificate = _certificate(named, folder)
     try:
         ek_id = ek_id_of(certificate)
@@ -115,6 +127,32 @@ def _row(line: int, cells: list[str], folder: Path) -> Row:
             f"ek_certificate is no EK certificate that can be read ({clean(why)[:120]}); {refusal.cure}"
         ) from refusal
     return Row(line, Registration(serial, model, certificate), ek_id)
+
+
+def _public(named: str, folder: Path) -> bytes:
+    """The TPMT_PUBLIC that a cell names: base64, or a file of tpm2-tools; TPM2B_PUBLIC has its size before it."""
+    if not named:
+        raise _Bad("ek_public is empty; write base64 of TPMT_PUBLIC or TPM2B_PUBLIC, or the path of a file of it")
+    try:
+        octets = base64.b64decode(named, validate=True)
+    except ValueError:  # binascii.Error is one; text that is not ASCII is the other
+        try:
+            with (folder / named).open("rb") as opened:
+                octets = opened.read(PUBLIC_MOST + 1)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "is no path"
+            raise _Bad(f"ek_public {clean(named)[:200]}: {why}; write base64, or the path of a file") from error
+    if len(octets) > PUBLIC_MOST:
+        raise _Bad(f"ek_public has more than {PUBLIC_MOST} bytes; it is TPMT_PUBLIC or TPM2B_PUBLIC")
+    return octets[2:] if int.from_bytes(octets[:2], "big") == len(octets) - 2 else octets
+
+
+def _id_of_public(public: bytes) -> str:
+    try:
+        return ek_id_of_public(public)
+    except Refusal as refusal:
+        why = refusal.actual or refusal.title
+        raise _Bad(f"ek_public is no EK that can be read ({clean(why)[:120]}); {refusal.cure}") from refusal
 
 
 def _certificate(named: str, folder: Path) -> bytes:
