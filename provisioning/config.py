@@ -268,8 +268,12 @@ def parse_config(text: str, name: str) -> Config:
     return config
 
 
-def public_url(config: Config, port: int) -> str | None:
-    """Where strangers reach the public listener on this port; None where no port is known yet."""
+def public_url(config: Config, port: int) -> str:
+    """Where strangers reach the public listener on this port: it stands in certificates.
+
+    `port` 0, none is known yet: the standard one. Nothing is signed that does not say where to ask about it, so who
+    lets the system choose the public port and needs these addresses to lead somewhere sets `listen.public_url`.
+    """
     listen = config.listen
     host = f"[{listen.advertised_host}]" if ":" in listen.advertised_host else listen.advertised_host
-    return listen.public_url or (f"http://{host}:{port}" if port else None)
+    return listen.public_url or f"http://{host}:{port or Listen().public_port}"

@@ -136,7 +136,7 @@ def go_on(
 def _own_ca(ceremony: Ceremony, config: Config, keys: dict[str, HsmKey], now: datetime) -> CaRows:
     """The root signs itself, the issuing CA and its first CRL."""
     url = public_url(config, config.listen.public_port)
-    where = {} if url is None else {"crl_url": f"{url}/crl/{ROOT}.crl", "ca_url": f"{url}/ca/{ROOT}.crt"}
+    where = {"crl_url": f"{url}/crl/{ROOT}.crl", "ca_url": f"{url}/ca/{ROOT}.crt"}
     planned = ceremony.certificate(ROOT)
     top = RootCa(planned.common_name, public_bytes(keys[ROOT_KEY]))
     root_row, root = _signed(top, None, keys[ROOT_KEY], planned, now)

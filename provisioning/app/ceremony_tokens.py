@@ -195,7 +195,7 @@ def trust_keys(directory: DataDirectory, config: Config, opened: ExitStack) -> l
             absent.append(f"{role} ({error})")
         if len(found) == TRUST_THRESHOLD:
             return found
-    msg = f"{TRUST_THRESHOLD} of the trust tokens must sign, and {len(found)} of them can"
+    msg = f"of the trust tokens {TRUST_THRESHOLD} must sign, and {len(found)} can"
     raise ConfigurationRefused(f"{msg}: {'; '.join(absent)}; bring the tokens and their PINs")
 
 
