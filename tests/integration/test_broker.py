@@ -19,6 +19,7 @@ from tests.support.service import free_ports, make_installation, running_service
 from wire.envelope import MAX_ENVELOPE
 
 ANA, BEN = "d-ana", "d-ben"
+CUT, FREE = "d-cut", "d-free"
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +238,42 @@ def _revoke(service, broker, directory, member):
     asyncio.run(publish_crl(service))
     assert broker.reload_if_changed()
     assert not broker.reload_if_changed()
+
+
+def test_a_device_that_no_crl_lists_yet_has_no_rights_and_gets_them_back(broker, directory, joined, inside):
+    """What narrows its rights at once, and while the HSM is away: on a live session, and on the next one."""
+    inside.subscribe("muster/v1/+/up")
+    free, cut = joined(FREE), joined(CUT)
+    for device, name in ((free, FREE), (cut, CUT)):
+        device.subscribe(f"muster/v1/{name}/down")
+    directory.denied.write_text(f"{CUT}\n# no device\ntopic readwrite #\n")
+    assert broker.reload_if_changed()
+    wait_for_rights(cut, inside, has=False)
+    again = joined(CUT, identity=None)
+    again.subscribe(f"muster/v1/{CUT}/down")
+    inside.publish(f"muster/v1/{CUT}/down", b"private")
+    again.publish(f"muster/v1/{CUT}/up", b"forged")
+    free.publish(f"muster/v1/{FREE}/up", b"the marker behind it")
+    assert inside.received() == (f"muster/v1/{FREE}/up", b"the marker behind it")
+    inside.publish(f"muster/v1/{FREE}/down", b"others are not disturbed")
+    assert free.received()[1] == b"others are not disturbed"
+    assert again.messages.empty()
+    directory.denied.write_text("")
+    assert broker.reload_if_changed()
+    wait_for_rights(again, inside, has=True)
+
+
+def wait_for_rights(device, inside, *, has):
+    """Until the broker has read its files again, which it says to nobody."""
+
+    def heard():
+        device.publish(f"muster/v1/{CUT}/up", b"may I?")
+        try:
+            return inside.messages.get(timeout=0.2) is not None
+        except queue.Empty:
+            return False
+
+    eventually(lambda: heard() is has)
 
 
 def test_a_live_session_is_ended_and_its_device_comes_in_no_more(broker, directory, service, port, joined, member):
