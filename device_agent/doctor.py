@@ -64,7 +64,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _tpm(device: Device) -> str:
     with device.tpm.open() as tpm:
-        return f"{device.config.tcti}, PCR banks {', '.join(tpm.pcr_banks()) or 'none that count'}"
+        banks = ", ".join(bank for bank in tpm.pcr_banks() if bank != "sha1") or "none that count"
+        return f"{device.config.tcti}, PCR banks {banks}"
 
 
 def _endorsement(device: Device) -> str:

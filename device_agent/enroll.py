@@ -6,7 +6,7 @@ certificate.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from device_agent import log, state
 from device_agent.certificates import CertificateRefused, Expectation, verify_issued
@@ -30,6 +30,9 @@ from ota.source import SourceUnavailable
 from wire.codec import Cap
 from wire.messages import EVIDENCE_BODY_MOST, Challenge, EnrollmentRequest, Identifier, Issued
 from wire.problems import Problem, Reaction
+
+if TYPE_CHECKING:
+    from device_agent.tpm.keys import Tpm
 
 PENDING_MOST = 2 * EVIDENCE_BODY_MOST
 WAIT_SECONDS = 120.0
@@ -141,7 +144,7 @@ def _left_over(device: Device) -> _Pending | None:
 def _make_evidence(device: Device, with_service: ServiceClient) -> _Pending:
     attester = device.attester
     with device.tpm.open() as tpm:  # the keys are made before step 1: a challenge lives for minutes only
-        endorsements = _offered(device, tpm.endorsements())
+        endorsements = _offered(device, _endorsements(tpm))
         banks = tpm.pcr_banks()
         key = tpm.create_device_key()
         csr = tpm.certificate_request(key.pem)
@@ -153,6 +156,15 @@ def _make_evidence(device: Device, with_service: ServiceClient) -> _Pending:
         evidence = attester.attest_key(tpm, challenge, "enroll", ek.kind, key, csr)
     log.event("evidence-made", enrollment=challenge.enrollment_id, pcrs=challenge.pcr_selection.bank)
     return _pending(challenge, ek, key, to_body(with_log(evidence, boot_log)))
+
+
+def _endorsements(tpm: "Tpm") -> tuple[Endorsement, ...]:
+    """What the TPM has certificates for; a TPM without any is known by its keys, or not at all."""
+    try:
+        return tpm.endorsements()
+    except NoEndorsementKey as none:
+        log.event("no-ek-certificate", reason=none)
+        return tpm.bare_endorsements()
 
 
 def _begin(
@@ -169,6 +181,7 @@ def _begin(
             ak_public=ak_public,
             pcr_banks=banks,
             ek_certificate=ek.certificate,
+            ek_public=ek.public,
             ek_intermediates=ek.intermediates,
             serial=device.config.serial,
         )
@@ -219,9 +232,7 @@ def _pending_file(device: Device) -> Path:
 def _offered(device: Device, found: tuple[Endorsement, ...]) -> tuple[Endorsement, ...]:
     offered = tuple(ek for ek in found if device.config.ek in (None, ek.algorithm))
     if not offered:
-        raise NoEndorsementKey(
-            f"the TPM has no EK certificate of the kind that agent.toml asks for: {device.config.ek}"
-        )
+        raise NoEndorsementKey(f"the TPM has no EK of the kind that agent.toml asks for: {device.config.ek}")
     return offered
 
 

@@ -28,11 +28,15 @@ class TpmAccess:
 
 @dataclass(frozen=True, slots=True)
 class Endorsement:
-    """One EK with its certificate (DER): `kind` is the template's name, e.g. `EK-RSA2048`."""
+    """One EK: `kind` is the template's name, e.g. `EK-RSA2048`.
+
+    With its certificate (DER), or, where the TPM holds none, with its public area (TPMT_PUBLIC).
+    """
 
     kind: str
-    certificate: bytes
+    certificate: bytes | None
     intermediates: tuple[bytes, ...] = ()
+    public: bytes | None = None
 
     @property
     def algorithm(self) -> str:

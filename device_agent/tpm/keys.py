@@ -48,7 +48,7 @@ MAX_INTERMEDIATES = 4
 QUOTE_ATTEMPTS = 5
 _PCR_READS_MOST = 16
 _OWNER_PARENT = int(TPM2_RH.OWNER)
-_BANKS = {TPM2_ALG.SHA256: "sha256", TPM2_ALG.SHA384: "sha384", TPM2_ALG.SHA512: "sha512"}
+_BANKS = {TPM2_ALG.SHA1: "sha1", TPM2_ALG.SHA256: "sha256", TPM2_ALG.SHA384: "sha384", TPM2_ALG.SHA512: "sha512"}
 
 
 @contextmanager
@@ -98,8 +98,24 @@ class Tpm:
         kinds = sorted(found, key=lambda pair: "RSA" not in pair[0])
         return tuple(Endorsement(kind, certificate, intermediates) for kind, certificate in kinds)
 
+    def bare_endorsements(self) -> tuple[Endorsement, ...]:
+        """The EKs of the standard templates by their public areas, for a TPM that holds no certificate of any.
+
+        A service takes one only where the factory registered that very key. Raises: TpmRefused.
+        """
+        found: list[Endorsement] = []
+        refusal: TpmRefused | None = None
+        for kind in templates.BARE_EK_KINDS:
+            try:
+                found.append(self._bare_endorsement(kind))
+            except TpmRefused as refused:  # not every TPM knows both algorithms
+                refusal = refused
+        if refusal is not None and not found:
+            raise refusal
+        return tuple(found)
+
     def pcr_banks(self) -> tuple[str, ...]:
-        """The banks that have PCRs allocated, by name; SHA-1 never counts."""
+        """The banks that have PCRs allocated, by name. SHA-1 never counts: it is named so that a refusal can say so."""
         with named("reading the PCR banks"):
             _, capability = self.esapi.get_capability(TPM2_CAP.PCRS, 0, 16)
             selections = capability.data.assignedPCR
@@ -181,6 +197,13 @@ class Tpm:
             parent, _, _, _, _ = self.esapi.create_primary(None, templates.storage_parent(), ESYS_TR.OWNER)
         with parent:
             yield parent, handle
+
+    def _bare_endorsement(self, kind: str) -> Endorsement:
+        with named(f"making the {kind}", "set endorsement_auth in agent.toml if that hierarchy has one"):
+            _, template = create_ek_template(kind, NVReadEK(self.esapi))
+            ek, public, _, _, _ = self.esapi.create_primary(None, template, ESYS_TR.ENDORSEMENT)
+            with ek:
+                return Endorsement(kind, None, (), public.publicArea.marshal())
 
     def _nv_indices(self) -> list[int]:
         first, found = templates.EK_KINDS_FIRST, []

@@ -31,6 +31,9 @@ EK_KINDS = {
 """NV index of an EK certificate -> the name that tpm2-pytss gives the template, in the order of preference within
 an algorithm."""
 
+BARE_EK_KINDS = ("EK-RSA2048", "EK-ECC256")
+"""The templates L-1 and L-2, which every TPM 2.0 of a PC has one of, without looking into NV."""
+
 EK_KINDS_FIRST = 0x01C00002
 EK_CHAIN_FIRST = 0x01C00100
 EK_CHAIN_LAST = 0x01C001FF

@@ -6,11 +6,12 @@ Appraisal stands on authentic values only (`quote`, `eventlog`): its words are t
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
+from provisioning.attestation.algorithms import HASH_IDS
 from provisioning.attestation.eventlog import Event, EventLog
 from provisioning.attestation.eventtext import EV_NO_ACTION
 from provisioning.attestation.policy import ExpectedEvent, Policy, parse_policy
 from provisioning.attestation.quote import VerifiedPcrs
-from provisioning.refusals import BankRefused, Finding, PcrsNotAccepted
+from provisioning.refusals import BankRefused, Finding, OnlySha1Banks, PcrsNotAccepted
 from wire.messages import PcrSelection
 
 __all__ = ["Policy", "appraise", "parse_policy", "select_pcrs"]
@@ -19,8 +20,10 @@ __all__ = ["Policy", "appraise", "parse_policy", "select_pcrs"]
 def select_pcrs(policy: Policy, offered: Sequence[str]) -> PcrSelection:
     """What the quote must cover: the policy's first bank that the TPM has, and all PCRs that the policy judges in it.
 
-    Check 1: the device offers, the policy's order decides. Raises: BankRefused.
+    Check 1: the device offers, the policy's order decides. Raises: OnlySha1Banks, BankRefused.
     """
+    if "sha1" in offered and not any(bank in HASH_IDS for bank in offered):
+        raise OnlySha1Banks(expected="a SHA-256 bank, or stronger", actual=", ".join(offered))
     for bank in policy.banks:
         if bank in offered:
             return PcrSelection(bank, tuple(policy.pcrs[bank]))

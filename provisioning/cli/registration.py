@@ -74,7 +74,7 @@ def _text(file: Path) -> str:
 
 
 def _records(file: Path, text: str) -> Iterator[tuple[int, str, list[str]]]:
-    """Each record with the line it starts on and its third column; the header is judged, blank lines are passed over."""
+    """Each record with its line and the name of its third column; the header is judged, blank lines are passed over."""
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     header: list[str] | None = None
     before = 0
