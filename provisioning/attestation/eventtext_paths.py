@@ -230,7 +230,8 @@ def _offset(node: Cursor) -> str:
 
 def _ram_disk(node: Cursor) -> str:
     start, end = node.unpack("QQ")
-    return f"RamDisk({start:#x},{end:#x},{node.u16()},{node.guid()})"
+    guid, instance = node.guid(), node.u16()
+    return f"RamDisk({start:#x},{end:#x},{instance},{guid})"
 
 
 def _bbs(node: Cursor) -> str:
