@@ -11,6 +11,9 @@ from provisioning.db.tables import Attestation, BootLog, Certificate, Enrollment
 enrollment, certificate, attestation = table_of(Enrollment), table_of(Certificate), table_of(Attestation)
 boot_log, refusal = table_of(BootLog), table_of(RefusalRow)
 
+ROOM = bytes(72)
+"""As long as an ECDSA signature on P-256 is at most, in DER."""
+
 _INSERT_ENROLLMENT = prepared_insert(enrollment)
 _ENROLLMENT = PreparedSelect(select(enrollment).where(enrollment.c.id == bindparam("id")))
 _TAKE = Prepared(
@@ -54,6 +57,7 @@ _SIGN = Prepared(
     .where(certificate.c.serial == bindparam("one"), certificate.c.signature.is_(None))
     .values(
         signature=bindparam("sig"),
+        room=None,
         # What was revoked before its signature came stays revoked.
         state=case((certificate.c.state == "reserved", "issued"), else_=certificate.c.state),
     )
@@ -102,7 +106,8 @@ def forget_unpassed(tx: Connection, before: int, most: int) -> int:
 
 def add_certificate(tx: Connection, row: dict[str, Any]) -> None:
     """Insert a reserved certificate: its serial and to-be-signed bytes, before the HSM sees them. `key_id` is hex."""
-    _INSERT_CERTIFICATE(tx, {**row, "key_id": bytes.fromhex(row["key_id"])})
+    room = ROOM if row.get("signature") is None else None
+    _INSERT_CERTIFICATE(tx, {**row, "key_id": bytes.fromhex(row["key_id"]), "room": room})
 
 
 def sign_certificate(tx: Connection, serial: str, signature: bytes) -> bool:

@@ -79,6 +79,7 @@ def upgrade() -> None:
         sa.Column("key_id", sa.LargeBinary(), nullable=False),
         sa.Column("tbs", sa.LargeBinary(), nullable=False),
         sa.Column("signature", sa.LargeBinary(), nullable=True),
+        sa.Column("room", sa.LargeBinary(), nullable=True),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("not_before", sa.BigInteger(), nullable=False),
         sa.Column("not_after", sa.BigInteger(), nullable=False),
