@@ -29,12 +29,15 @@ Kept = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="FILE", help="A checkpoint kept elsewhere: was history rewritten?"),
 ]
+Lint = Annotated[
+    bool, typer.Option("--lint", help="Hold every certificate against its profile, and lint it: minutes for many.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands in."""
     app.command("doctor", epilog=example("muster doctor"))(doctor)
-    app.command("fsck", epilog=example("muster fsck -o json"))(fsck)
+    app.command("fsck", epilog=example("muster fsck -o json", "muster fsck --lint"))(fsck)
     group = typer.Typer(help="The transparency log.", no_args_is_help=True, rich_markup_mode=None)
     group.command(
         "verify", epilog=example("muster audit verify", "muster audit verify --checkpoint last-month.checkpoint")
@@ -58,7 +61,7 @@ def doctor(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
         raise typer.Exit(1)
 
 
-def fsck(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+def fsck(lint: Lint = False, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Check the database's promises. Certificates, log, CRL, attestations, devices; nothing is changed."""
     from provisioning.app.audit import log_keys
     from provisioning.app.compose import clock, load_authorities
@@ -70,6 +73,10 @@ def fsck(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
         store = _store(directory, config, opened)
         authorities = load_authorities(store, config)
         report = store.read_now(lambda tx: check_installation(tx, authorities, keys, clock()))
+        if lint:
+            from provisioning.app.fsck_lint import lint_installation
+
+            report.checks += lint_installation(store.read_now, authorities, config.service_name).checks
     _end(output, report)
 
 

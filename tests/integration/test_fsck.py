@@ -19,6 +19,7 @@ from provisioning import cli
 from provisioning.app.audit import log_keys, verify_log
 from provisioning.app.compose import clock, load_authorities
 from provisioning.app.fsck import check_installation
+from provisioning.app.fsck_lint import lint_installation
 from provisioning.config import load_config
 from provisioning.db.store import Store, open_sqlite
 from provisioning.transparency import leaf_bytes, leaf_hash, leaf_of
@@ -385,3 +386,78 @@ def test_the_tree_is_hashed_as_rfc_6962_says(directory):
     rows = [row[0] for row in read(directory, "select hash from leaf where number is not null order by number")]
     size, root = read(directory, "select size, root from checkpoint order by size desc limit 1")[0]
     assert (size, root) == (len(rows), mth(rows))
+
+
+# --- every certificate again, against its profile and by pkilint ------------------------------------------------------
+
+SAYS, CLEAN = "every certificate says what its record and profile say", "pkilint finds nothing in any certificate"
+
+
+def linted(directory):
+    config = load_config(directory)
+    store = Store(open_sqlite(directory.database(config), read_only=True))
+    try:
+        report = lint_installation(store.read_now, load_authorities(store, config), config.service_name)
+    finally:
+        store.close()
+    return {check.name: check for check in report.checks}
+
+
+def test_every_certificate_of_an_honest_history_is_clean(directory):
+    checks = linted(directory)
+    (count,) = read(directory, "select count(*) from certificate where signature is not null")[0]
+    assert (checks[SAYS].faults, checks[CLEAN].faults) == ([], [])
+    assert checks[SAYS].looked_at == checks[CLEAN].looked_at == count
+    assert count >= ENROLLED + 4  # the CAs, the service, a station
+
+
+ANY = "(select serial from certificate where profile = 'ldevid' order by serial limit 1)"
+PROFILE = "insert into profile (name, version, text, created_at, created_by) values ('short', 1, ?, 0, 'x')"
+SHORT = 'name = "short"\nkind = "ldevid"\nkeys = ["P-256"]\nlifetime_hours = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        ((f"update certificate set profile = 'quarantine' where serial = {ANY}",), "extensions"),
+        ((f"update certificate set profile = 'station' where serial = {ANY}",), "extensions"),
+        ((f"update certificate set issuer = 'root' where serial = {ANY}",), "its issuer"),
+        ((f"update certificate set issuer = 'nobody' where serial = {ANY}",), "no authority that is known"),
+        ((f"update certificate set device_id = 'nobody' where serial = {ANY}",), "is not registered"),
+        ((f"update certificate set not_after = not_after - 1 where serial = {ANY}",), "not after"),
+        ((f"update certificate set tbs = x'3000' where serial = {ANY}",), "no signature algorithm"),
+        ((f"update certificate set profile = 'what' where serial = {ANY}",), "of no kind"),
+        (("update device set serial = 'another-' || serial",), "subject"),
+        (((PROFILE, SHORT), f"update certificate set profile_id = 1 where serial = {ANY}"), "lifetime"),
+        (((PROFILE, "no TOML"), f"update certificate set profile_id = 1 where serial = {ANY}"), "cannot be read"),
+        (
+            ((PROFILE, SHORT.replace('"ldevid"', '"quarantine"')),
+             f"update certificate set profile_id = 1 where serial = {ANY}"),
+            "is one for the kind",
+        ),
+    ],
+)  # fmt: skip
+def test_a_certificate_that_is_not_what_its_record_says_is_reported(directory, statements, said):
+    tamper(directory, *statements)
+    faults = linted(directory)[SAYS].faults
+    assert faults
+    assert all(fault.startswith("certificate ") for fault in faults)
+    assert any(said in fault for fault in faults), faults
+
+
+def test_a_certificate_that_no_linter_takes_is_reported(directory):
+    """A subject alternative name that is no URI, in a certificate that somebody put in."""
+    ((serial, tbs),) = read(directory, f"select serial, tbs from certificate where serial = {ANY}")
+    assert tbs.count(b"spiffe://") == 1
+    tamper(directory, ("update certificate set tbs = ? where serial = ?", tbs.replace(b"fe://", b"fe:!!"), serial))
+    checks = linted(directory)
+    assert "invalid_uri_syntax" in "".join(checks[CLEAN].faults)
+    assert "extensions" in "".join(checks[SAYS].faults)
+
+
+def test_fsck_lints_where_it_is_asked_to(directory, capsys):
+    place = ["--data-dir", str(directory.root)]
+    assert cli.main(["fsck", "--lint", *place]) == 0
+    assert SAYS in capsys.readouterr().out
+    tamper(directory, "update device set serial = 'another-' || serial")
+    assert cli.main(["fsck", "--lint", *place]) == 1
