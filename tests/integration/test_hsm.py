@@ -3,6 +3,7 @@
 import datetime as dt
 import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pkcs11
@@ -34,8 +35,8 @@ from hsm.kinds import KeyKind, kind_of
 from hsm.module import TokenName
 from hsm.softhsm import settings
 from hsm.token import Token
-from tests.integration.hsm_box import Box
-from tests.support.tokens import TOKENS, Nss
+from tests.integration.hsm_box import Box, close_all_sessions, finalize, log_out
+from tests.support.tokens import TOKENS, Nss, P11Kit
 
 SHA256 = ec.ECDSA(hashes.SHA256())
 DAY = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -184,6 +185,38 @@ def test_a_token_is_closed_and_opened_again(place):
             sign_message(made, b"data")
         token.open()
         verify_message(made.public_key(), b"data", sign_message(made, b"data"))
+
+
+def end_its_life(place, token, fault):
+    """What a token that was reset does, by the means that this module has."""
+    if isinstance(place, P11Kit):
+        place.kill()
+        place.start()
+    else:
+        fault(token)
+
+
+# python-pkcs11 ends a search that never began, and cannot raise what comes of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("fault", [close_all_sessions, log_out, finalize])
+def test_a_token_that_forgot_us_signs_makes_and_lists_keys_within_the_call(place, token, fault):
+    key = token.generate_key("issuing")
+    end_its_life(place, token, fault)
+    verify_message(key.public_key(), b"data", sign_message(key, b"data"))
+    end_its_life(place, token, fault)
+    assert token.generate_key("second").label == "second"
+    end_its_life(place, token, fault)
+    assert [info.label for info in token.keys()] == ["issuing", "second"]  # noqa: SIM118 (no dict)
+    assert token.key("issuing").public_key() == key.public_key()
+
+
+def test_threads_sign_at_once(place, token):
+    key = token.generate_key("issuing")
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: sign_message(key, b"data"), range(600)))
+    for signature in made:
+        verify_message(key.public_key(), b"data", signature)
+    assert len(set(made)) == token.signatures == 600
 
 
 def test_a_made_key_cannot_leave(place, token):
