@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 SUITES = (
     ("benchmarks.evidence", "figures", ("evidence_verification", "make_credential_rsa")),
+    ("benchmarks.logs", "figures", ("boot_log_50k", "ima_log")),
     ("benchmarks.issuance", "figures", ("ldevid_build", "ldevid_check")),
     ("benchmarks.hsm", "figures", ("hsm_sign", "hsm_sign_8_threads")),
     ("benchmarks.agent", "import_time", ("agent_import",)),
