@@ -7,7 +7,8 @@ each element where it belongs, nothing behind the last. What an element means, `
 from dataclasses import dataclass
 from functools import lru_cache
 
-_SEQUENCE, _INTEGER, _OCTET_STRING, _OID = 0x30, 0x02, 0x04, 0x06
+UTF8_STRING, PRINTABLE_STRING = 0x0C, 0x13
+_SEQUENCE, _INTEGER, _OCTET_STRING, _OID, _SET = 0x30, 0x02, 0x04, 0x06, 0x31
 _VERSION, _EXTENSIONS = 0xA0, 0xA3
 _CRITICAL = b"\x01\x01\xff"
 
@@ -39,6 +40,26 @@ def pieces_of(tbs: bytes) -> Pieces:
     _all_of(last, end)
     issuer, _, subject, public_key = names
     return Pieces(issuer, subject, public_key, _extensions(tbs, at, end))
+
+
+def attributes_of(name: bytes) -> tuple[tuple[str, int, bytes], ...]:
+    """Each attribute of a name whose RDNs have one each: type in dots, tag, octets. Raises: ValueError."""
+    at, end = _element(name, 0, len(name), _SEQUENCE)
+    _all_of(end, len(name))
+    found = []
+    while at < end:
+        at, last = _element(name, at, end, _SET)
+        at, single = _element(name, at, last, _SEQUENCE)
+        _all_of(single, last)
+        begin, at = _element(name, at, last, _OID)
+        oid = _dotted(name[begin:at])
+        if at == last or name[at] not in (UTF8_STRING, PRINTABLE_STRING):
+            raise ValueError(f"the attribute {oid} is no UTF8String or PrintableString")
+        tag = name[at]
+        begin, at = _element(name, at, last, tag)
+        _all_of(at, last)
+        found.append((oid, tag, name[begin:at]))
+    return tuple(found)
 
 
 def _extensions(tbs: bytes, at: int, end: int) -> dict[str, tuple[bool, bytes]]:
