@@ -104,6 +104,7 @@ async def show_root(service: Service, fingerprint: str) -> Json:
         return _there(tx, fingerprint), devices.policies(tx)
 
     row, policies = await service.store.read(read)
+    await service.ek_roots.refresh(service.store)
     certificate = parse_certificate(row.der)
     return {
         **_row(row),

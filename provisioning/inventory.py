@@ -131,6 +131,7 @@ def _waiting_key(tx: Connection, device: Record, key_id: str | None) -> str:
 async def set_policy(service: Service, text: str, *, by: str) -> Json:
     """The next version of a model's policy. Raises: PolicyMalformed."""
     policy = parse_policy(text)
+    await service.ek_roots.refresh(service.store)  # another worker may have imported it a moment ago
     ek_roots.verify_named(text, service.ek_roots.store)
     now = service.clock()
     entry = leaf(service, "policy", now, model=policy.model, text=text, by=by)
