@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]  # tuf re-exports without __all__
+
 from ota import refusals, repository
 from ota.files import read_at_most
-from ota.signing import PrivateKey, Roles
+from ota.signing import PrivateKey, PublicKey, Role, Roles, keyid_of, lifetime_of
 from wire.codec import MalformedMessage, decode, encode
 from wire.messages import BUNDLE_MOST, BUNDLE_NAME, Anchor, TrustBundle
 
@@ -48,6 +51,51 @@ def published_bundle(directory: Path) -> TrustBundle:
     if data is None:
         raise refusals.RepositoryDamaged(f"{directory} has no {BUNDLE_NAME}")
     return _decode(data)
+
+
+def rotate_trust(
+    directory: Path, keys: Sequence[PublicKey], signers: Sequence[PrivateKey], online: PublicKey, now: datetime
+) -> bool:
+    """Replace the offline keys of the trust repository (root and targets): the new root, signed by old and new ones.
+
+    Thresholds and lifetimes stay. Devices follow from any root that they know, because every root stays published.
+    False, and nothing is done, where these keys are the root's already. Raises: TooFewSigners, RepositoryDamaged.
+    """
+    roles = successor_roles(repository.root_of(directory), keys, online)
+    if roles is None:
+        return False
+    repository.rotate_root(directory, roles, signers, now)
+    return True
+
+
+def successor_roles(root: bytes, keys: Sequence[PublicKey], online: PublicKey) -> Roles | None:
+    """The roles of a root (its metadata) with other offline keys; None where they are the root's already.
+
+    Raises: RepositoryDamaged.
+    """
+    try:
+        signed = Metadata[Root].from_bytes(root).signed
+    except RepositoryError as error:
+        raise refusals.RepositoryDamaged("root metadata", actual=error) from error
+    if {keyid_of(key) for key in keys} == set(signed.roles["root"].keyids):
+        return None
+    offline = set(signed.roles["root"].keyids)
+
+    def role(name: str) -> Role:
+        # A role that the offline keys hold goes to the new ones; the online ones stay where they are.
+        speakers = tuple(keys) if set(signed.roles[name].keyids) == offline else (online,)
+        return Role(speakers, signed.roles[name].threshold, lifetime_of(signed, name))
+
+    return Roles(role("root"), role("targets"), role("snapshot"), role("timestamp"))
+
+
+def root_key_ids(root: bytes) -> tuple[int, frozenset[str]]:
+    """The threshold of a root (its metadata), and the ids of its keys. Not verified. Raises: RepositoryDamaged."""
+    try:
+        role = Metadata[Root].from_bytes(root).signed.roles["root"]
+    except RepositoryError as error:
+        raise refusals.RepositoryDamaged("root metadata", actual=error) from error
+    return role.threshold, frozenset(role.keyids)
 
 
 def anchor(directory: Path) -> Anchor:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from sqlalchemy import Connection
 
 from ota.files import read_at_most, remove_file, replace_file
+from provisioning.authorities import ROOT, State
 from provisioning.db import enrollments
 from provisioning.issuance.profile import ServiceTls
 from provisioning.issuing import IssuedCertificate, Order, issue
@@ -64,9 +65,11 @@ def chain_pem(service: Service, issuer: str, leaf: bytes) -> bytes:
     """
     authority = service.authorities.named(issuer)
     above = list(authority.chain[:-1])
-    for root in service.authorities:
+    roots = service.authorities.of_kind(ROOT)
+    still = {one.certificate.subject for one in roots if one.state is not State.RETIRED}
+    for root in roots:
         if root.der == authority.chain[-1]:
-            above += root.others
+            above += [der for der in root.others if x509.load_der_x509_certificate(der).issuer in still]
     return b"".join(map(_pem, (leaf, *above)))
 
 

@@ -5,8 +5,10 @@ order, a signature by the log key covers the root. Not found here: a log whose n
 together. Who kept a checkpoint finds that too (`kept`).
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from sqlalchemy import Connection
 from ota.bundle import published_bundle
 from ota.refusals import UpdateRefused
 from provisioning.config import Config, ConfigurationRefused, DataDirectory
-from provisioning.db import inspection
+from provisioning.db import authorities, inspection
 from provisioning.db.devices import Record
 from provisioning.transparency import (
     CHECKPOINT_MOST,
@@ -30,7 +32,10 @@ from provisioning.transparency import (
     root_of,
     verify_checkpoint,
 )
+from wire.codec import MalformedMessage, decode, parse_json
+from wire.messages import BUNDLE_MOST, TrustBundle
 
+RECORD_MOST = 256 * 1024
 RESTORE = "restore the database from a backup, and find out who could write to it"
 
 
@@ -68,10 +73,15 @@ class LogKeys:
 
     origin: str
     keys: tuple[bytes, ...]
+    former: tuple[bytes, ...] = ()
+    """Keys of bundles before: a leaf of the log itself says so, under a tree head by a key that is trusted now."""
 
-    def verify(self, note: bytes) -> Checkpoint:
-        """The checkpoint of a signed note. Raises: CheckpointMalformed, CheckpointNotAuthentic."""
-        trusted: Mapping[str, tuple[bytes, ...]] = {self.origin: self.keys}
+    def verify(self, note: bytes, *, newest: bool = False) -> Checkpoint:
+        """The checkpoint of a signed note; the newest one is by a key that is trusted now.
+
+        Raises: CheckpointMalformed, CheckpointNotAuthentic.
+        """
+        trusted: Mapping[str, tuple[bytes, ...]] = {self.origin: self.keys if newest else (*self.keys, *self.former)}
         return verify_checkpoint(note, self.origin, trusted)
 
 
@@ -92,6 +102,7 @@ def verify_log(tx: Connection, keys: LogKeys, kept: bytes | None = None) -> Repo
         Check("every tree head is signed by the log"),
     )
     report = Report([leaves, order, roots, signatures])
+    keys = replace(keys, former=_former_keys(tx))
     older = _kept(keys, kept, report)
     heads = list(inspection.checkpoints(tx))
     wanted = {head.size: head for head in heads}
@@ -107,7 +118,7 @@ def verify_log(tx: Connection, keys: LogKeys, kept: bytes | None = None) -> Repo
             roots.faults.append(f"tree head {tree.size}: its frontier is not that of its leaves")
     waiting = _verify_waiting(inspection.waiting_leaves(tx), leaves)
     for head in heads:
-        _verify_head(head, tree_at.get(head.size), keys, roots, signatures)
+        _verify_head(head, tree_at.get(head.size), keys, roots, signatures, newest=head is heads[-1])
     newest = heads[-1].size if heads else 0
     if tree.size > newest:
         roots.faults.append(f"leaves {newest} to {tree.size - 1} are numbered and no tree head covers them")
@@ -163,7 +174,23 @@ def _verify_waiting(rows: Iterator[Record], leaves: Check) -> int:
     return waiting
 
 
-def _verify_head(head: Record, root: bytes | None, keys: LogKeys, roots: Check, signatures: Check) -> None:
+def _former_keys(tx: Connection) -> tuple[bytes, ...]:
+    """The log's keys in every bundle whose publication stands in the log."""
+    logged = set()
+    for row in inspection.numbered_leaves(tx):
+        if row.kind == "trust" and row.record is not None:
+            with suppress(MalformedMessage, AttributeError):  # a damaged record is found as such, where leaves are
+                logged.add(parse_json(row.record, limit=RECORD_MOST).get("sha256"))
+    found: list[bytes] = []
+    for row in authorities.bundles(tx):
+        if hashlib.sha256(row.content).hexdigest() in logged:
+            found += decode(TrustBundle, row.content, limit=BUNDLE_MOST).log_keys
+    return tuple(dict.fromkeys(found))
+
+
+def _verify_head(
+    head: Record, root: bytes | None, keys: LogKeys, roots: Check, signatures: Check, *, newest: bool
+) -> None:
     roots.looked_at += 1
     signatures.looked_at += 1
     if root is None:
@@ -173,7 +200,7 @@ def _verify_head(head: Record, root: bytes | None, keys: LogKeys, roots: Check, 
             f"tree head {head.size}: is not the root of its leaves: one was edited, or two changed places"
         )
     try:
-        signed = keys.verify(head.note.encode())
+        signed = keys.verify(head.note.encode(), newest=newest)
     except (CheckpointMalformed, CheckpointNotAuthentic) as error:
         signatures.faults.append(f"tree head {head.size}: {error}")
         return

@@ -11,6 +11,7 @@ import typer
 from provisioning.cli import (
     attest,
     audit,
+    ca,
     certificates,
     crl,
     demo,
@@ -56,7 +57,7 @@ def _muster(
 
 
 _GROUPS = (
-    owner, hsm, audit, factory, devices, certificates, crl, est, policy, ek_roots, attest, profile, explain, trust, ota,
+    owner, hsm, audit, factory, devices, certificates, ca, crl, est, policy, ek_roots, attest, profile, explain, trust, ota,
     simulate, demo,
 )  # fmt: skip
 for module in _GROUPS:

@@ -67,8 +67,9 @@ async def show(asked: "Asked") -> object:
 
 async def show_one(asked: "Asked") -> object:
     """Who depends on one, a page at a time."""
-    fields = query(asked.call.request, "after")
-    return await status.dependents(asked.call.service, asked.name, fields.get("after", "")[:128], PAGE)
+    fields = query(asked.call.request, "certificates", "without_bundle")
+    after = (fields.get("certificates", "")[:128], fields.get("without_bundle", "")[:128])
+    return await status.dependents(asked.call.service, asked.name, *after, PAGE)
 
 
 async def begin(asked: "Asked") -> object:

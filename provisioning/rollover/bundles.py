@@ -9,13 +9,12 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-import structlog
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
 from ota.bundle import published_bundle
 from provisioning import outbox
-from provisioning.authorities import COMMAND, ISSUING, LOG, ROOT, State, authority_row, certificates_in
+from provisioning.authorities import COMMAND, ISSUING, LOG, ROOT, TRUST, State, authority_row, certificates_in
 from provisioning.db import authorities, devices, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
@@ -24,8 +23,6 @@ from wire.codec import decode, encode
 from wire.messages import BUNDLE_MOST, TrustBundle
 
 PAGE = 500
-
-_log = structlog.get_logger()
 
 
 def wanted_bundle(before: TrustBundle, rows: Iterable[Record]) -> TrustBundle:
@@ -79,6 +76,12 @@ def versions_naming(tx: Connection, row: Record) -> list[int]:
     return [version for version, bundle in every if names(bundle, row)]
 
 
+def newest_names(tx: Connection, row: Record) -> bool:
+    """Does the bundle that was published last name this one?"""
+    versions = versions_naming(tx, row)
+    return bool(versions) and versions[-1] == authorities.newest_bundle_version(tx)
+
+
 async def note_published(service: Service, by: str) -> int | None:
     """Put the bundle that the trust repository publishes on record, with a leaf, and tell the devices: its version.
 
@@ -103,8 +106,6 @@ async def note_published(service: Service, by: str) -> int | None:
 
     new = await service.ledger.write(write)
     await service.authorities.refresh(service.store)
-    if new:
-        _log.info("trust.published", version=bundle.version)
     return bundle.version if new else None
 
 
@@ -124,14 +125,16 @@ async def _tell(service: Service, by: str) -> None:
 
 async def note_first_keys(service: Service) -> None:
     """The keys that an installation began with, on record: the commands' and the log's."""
-    for kind in (COMMAND, LOG):
+    for kind in (COMMAND, LOG, TRUST):
         await _note_first_key(service, kind)
 
 
 async def _note_first_key(service: Service, kind: str) -> None:
     if await service.store.read(lambda tx: authorities.of_kind(tx, kind)):
         return
-    spki = (await service.keys.adopt(kind)).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = b""  # the offline keys are several, and elsewhere: the trust repository's root says which
+    if kind != TRUST:
+        spki = (await service.keys.adopt(kind)).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     row = authority_row(kind, kind, kind, (), state=State.ACTIVE, now=service.clock(), public_key=spki)
 
     def write(tx: Connection) -> None:

@@ -16,7 +16,7 @@ from provisioning.db import authorities, leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
 from provisioning.refusals import ChangeNotReached, Finding, NotFound, StillInUse, WrongStep
-from provisioning.rollover.bundles import authorities_root, versions_naming
+from provisioning.rollover.bundles import authorities_root, newest_names, versions_naming
 from provisioning.rollover.lifecycle import Step, after
 from provisioning.service import Service
 
@@ -134,14 +134,16 @@ def _verify_reached(tx: Connection, row: Record) -> None:
     """Does every active device hold a bundle that names it? Raises: ChangeNotReached."""
     if row.kind == TRUST:
         return
-    versions = versions_naming(tx, row)
-    lacking = authorities.count_without_bundle(tx, versions)
-    if not versions or lacking:
-        wanted = f"a trust bundle of version {versions[0]} or later" if versions else "a published trust bundle"
+    if not newest_names(tx, row):
         raise ChangeNotReached(
-            expected=f"{wanted} that names {row.name}, with every active device",
-            actual=f"{lacking} devices without" if versions else "none names it: muster ca publish",
-            findings=_lacking(tx, versions, wanted),
+            expected=f"{row.name} in the published trust bundle", actual="not in it: muster ca publish"
+        )
+    versions = versions_naming(tx, row)
+    if lacking := authorities.count_without_bundle(tx, versions):
+        raise ChangeNotReached(
+            expected=f"a trust bundle that names {row.name} with every active device",
+            actual=f"{lacking} devices without",
+            findings=_lacking(tx, versions, f"version {versions[-1]}"),
         )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -10,7 +11,7 @@ from provisioning.authorities import ISSUING, ROOT, TRUST, State
 from provisioning.db import authorities
 from provisioning.db.devices import Record
 from provisioning.refusals import NotFound
-from provisioning.rollover.bundles import versions_naming, wanted_bundle
+from provisioning.rollover.bundles import newest_names, versions_naming, wanted_bundle
 from provisioning.rollover.change import Use, use_of
 from provisioning.service import Service
 from wire.binding import key_id
@@ -45,10 +46,10 @@ async def show(service: Service) -> Json:
     return await service.store.read(read)
 
 
-async def dependents(service: Service, name: str, after: str, limit: int) -> Json:
+async def dependents(service: Service, name: str, after_serial: str, after_device: str, limit: int) -> Json:
     """One page of who depends on it: certificates of it that are in use, and devices without a bundle that names it.
 
-    `after` is the last serial or device id of the page before; both lists go on behind it. Raises: NotFound.
+    Each list goes on behind the last one of the page before. Raises: NotFound.
     """
     at = int(service.clock().timestamp())
 
@@ -56,9 +57,9 @@ async def dependents(service: Service, name: str, after: str, limit: int) -> Jso
         row = authorities.named(tx, name)
         if row is None:
             raise NotFound(expected="an authority or key of muster ca status", actual=name)
-        live = authorities.with_certificate_of(tx, name, at, after, limit) if row.kind == ISSUING else []
+        live = authorities.with_certificate_of(tx, name, at, after_serial, limit) if row.kind == ISSUING else []
         versions = versions_naming(tx, row) if row.kind != TRUST else None
-        lacking = [] if versions is None else authorities.without_bundle(tx, versions, after, limit)
+        lacking = [] if versions is None else authorities.without_bundle(tx, versions, after_device, limit)
         return {
             "authority": _shown(tx, row, at),
             "certificates": [
@@ -84,11 +85,22 @@ def _shown(tx: Connection, row: Record, at: int) -> Json:
         "certificate": _certificate_state(row),
         "certificates_in_use": use.certificates,
         "last_ends_at": None if use.last_ends_at is None else _time(use.last_ends_at),
-        "bundles": None if not versions else f"{versions[0]}-{versions[-1]}",
+        "bundles": _ranges(versions or []),
         "devices_without": lacking,
         "devices_without_successor": use.without_successor if row.state == State.RETIRING else 0,
-        "next": _next(row, use, lacking, bool(versions)),
+        "next": _next(row, use, lacking, newest_names(tx, row)),
     }
+
+
+def _ranges(versions: list[int]) -> str | None:
+    """`1-3, 5`: the versions of the bundles that name it."""
+    runs: list[list[int]] = []
+    for version in versions:
+        if runs and runs[-1][-1] == version - 1:
+            runs[-1][1:] = [version]
+        else:
+            runs.append([version])
+    return ", ".join("-".join(map(str, run)) for run in runs) or None
 
 
 def _certificate_state(row: Record) -> str | None:
@@ -116,13 +128,13 @@ def _next_of_prepared(row: Record, lacking: int, named: bool) -> str:  # noqa: F
     if row.kind == TRUST:
         return f"the old and the new keys sign together: muster ca activate {row.name}"
     if not named:
-        return "no trust bundle names it: muster ca publish"
+        return "the published trust bundle does not name it: muster ca publish"
     if lacking:
         return f"wait: {lacking} devices do not hold a bundle that names it"
     return f"activate it, it is safe: muster ca activate {row.name}"
 
 
-def difference(before: TrustBundle, wanted: TrustBundle) -> Json | None:
+def difference(before: TrustBundle, wanted: TrustBundle) -> dict[str, Any] | None:
     """What the next bundle adds and leaves out; None where there is none to publish."""
     if wanted == before:
         return None

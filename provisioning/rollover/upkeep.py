@@ -2,12 +2,16 @@
 
 import asyncio
 
+import structlog
+
 from ota.refusals import UpdateRefused
 from provisioning import service_tls
 from provisioning.authorities import write_files
 from provisioning.refusals import StorageUnavailable
 from provisioning.rollover import bundles
 from provisioning.service import Service
+
+_log = structlog.get_logger()
 
 
 async def look_after(service: Service) -> None:
@@ -17,6 +21,7 @@ async def look_after(service: Service) -> None:
     await asyncio.to_thread(write_files, service.directory.ca, service.authorities)
     await service_tls.look_after(service)
     try:
-        await bundles.note_published(service, "service")
+        if (version := await bundles.note_published(service, "service")) is not None:
+            _log.info("trust.published", version=version)
     except UpdateRefused as refused:
         raise StorageUnavailable(expected="a trust repository", actual=refused) from refused

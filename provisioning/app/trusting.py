@@ -1,0 +1,265 @@
+"""What the owner does where the offline tokens are: keys for what comes next, bundles, the trust root itself.
+
+The service never does any of it. Each function may be called again after a crash, and goes on from what is there.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from hsm.ceremony import protection_faults
+from hsm.errors import HsmError, KeyExists, KeyNotFound, KeyNotProtected
+from hsm.key import HsmEcKey
+from hsm.kinds import KeyKind
+from hsm.token import Token
+from ota.bundle import anchor, publish_bundle, published_bundle, root_key_ids, rotate_trust, successor_roles
+from ota.director import rotate_director_root
+from ota.files import replace_file
+from ota.repository import root_of
+from ota.signing import keyid_of
+from provisioning.app.ceremony_plan import TRUST_ROLES
+from provisioning.app.ceremony_tokens import public_bytes
+from provisioning.app.compose import compose
+from provisioning.app.places import open_token
+from provisioning.authorities import ROOT, TRUST, spki_of
+from provisioning.config import Config, ConfigurationRefused, DataDirectory
+from provisioning.db import authorities
+from provisioning.db.devices import Record
+from provisioning.issuance.tbs import UNPARSED, unsigned
+from provisioning.refusals import ToBeSignedRefused
+from provisioning.rollover import bundles, status
+from provisioning.service import Service
+from wire.binding import key_id
+from wire.codec import encode
+from wire.messages import TrustBundle
+
+OWNER = "owner"
+ONLINE, DIRECTOR = "trust-online", "director-online"
+PROTOCOL_KINDS = ("command", "log", "trust")
+"""Keys of the agent's own envelope and of TUF: P-256, always."""
+
+
+@dataclass(frozen=True, slots=True)
+class MadeKey:
+    """A key that is there now: what the service is told of it. `public_key`: SubjectPublicKeyInfo, DER."""
+
+    key: str
+    public_key: bytes
+
+
+def make_key(directory: DataDirectory, config: Config, kind: str, name: str, of: KeyKind) -> list[MadeKey]:
+    """The key of that name, made where it is not there yet: in the service's token, the root's, or each trust token.
+
+    Raises: HsmError, KeyNotProtected, ConfigurationRefused.
+    """
+    if kind in PROTOCOL_KINDS:
+        of = KeyKind.P256
+    if kind == TRUST:
+        with _trust_tokens(directory, config) as tokens:
+            return [_made(token, role, name, of) for role, token in tokens.items()]
+    label = config.hsm.root_token if kind == ROOT else config.hsm.token
+    with open_token(directory, config, label) as token:
+        made = _made(token, label, name, of)
+    # The service's own token needs no name; the root's is another one.
+    return [made if kind == ROOT else MadeKey(name, made.public_key)]
+
+
+def _made(token: Token, label: str, name: str, of: KeyKind) -> MadeKey:
+    try:
+        key = token.generate_key(name, of)
+    except KeyExists:
+        key = token.key(name)
+    there = token.keys()
+    faults = [fault for info in there if info.label == name for fault in protection_faults(info)]
+    if faults:
+        raise KeyNotProtected(f"token {label!r}: key {name!r} " + "; ".join(faults))
+    return MadeKey(f"pkcs11:token={label};object={name}", public_bytes(key))
+
+
+@contextmanager
+def _trust_tokens(directory: DataDirectory, config: Config) -> Iterator[dict[str, Token]]:
+    """Every trust token, by its role: new keys are made in all of them. Raises: HsmError, ConfigurationRefused."""
+    with ExitStack() as opened:
+        yield {role: opened.enter_context(open_token(directory, config, role)) for role in TRUST_ROLES}
+
+
+@contextmanager
+def offline_signers(directory: DataDirectory, config: Config, labels: Sequence[str]) -> Iterator[list[HsmEcKey]]:
+    """As many of the newest root's offline keys as it takes; tokens may lie in a safe. Raises: ConfigurationRefused.
+
+    `labels` are what the keys may be called in their tokens: `trust`, `trust-2`, …
+    """
+    threshold, wanted = root_key_ids(root_of(directory.trust))
+    with ExitStack() as opened:
+        found: list[HsmEcKey] = []
+        missing: list[str] = []
+        for role in TRUST_ROLES:
+            if len(found) == threshold:
+                break
+            try:
+                token = opened.enter_context(open_token(directory, config, role))
+            except (HsmError, OSError, ConfigurationRefused) as error:
+                missing.append(f"{role}: {error}")
+                continue
+            keys = [token.ec_key(label) for label in labels if _has(token, label)]
+            found += [key for key in keys if keyid_of(key.public_key()) in wanted]
+        if len(found) < threshold:
+            msg = f"{threshold} of {', '.join(TRUST_ROLES)} must sign, {len(found)} can ({', '.join(missing)})"
+            raise ConfigurationRefused(f"{msg}; bring the tokens and their PIN files")
+        yield found
+
+
+def sign_cas(
+    directory: DataDirectory,
+    config: Config,
+    tasks: Sequence[tuple[str, str, bytes]],
+    say: Callable[[str], None],
+) -> list[bytes]:
+    """The signatures over CA certificates (subject, signer, to-be-signed bytes). Raises: as `sign_ca`."""
+    with owner_service(directory, config) as service:
+        return [sign_ca(service, subject, signer, tbs, say) for subject, signer, tbs in tasks]
+
+
+def sign_ca(service: Service, subject: str, signer: str, tbs: bytes, say: Callable[[str], None]) -> bytes:
+    """A root's signature over the certificate of a CA of ours, which is said first.
+
+    The service wrote those bytes: it may be somebody else's by now. So they are read here, they must be a CA's, and its
+    key must lie in a token of ours, or be that of a root that the trust bundle names.
+    Raises: ToBeSignedRefused, SigningUnavailable, NotFound.
+    """
+    by = service.authorities.named(signer) if signer != subject else None
+    row = service.store.read_now(lambda tx: authorities.named(tx, subject))
+    if row is None:
+        raise ToBeSignedRefused(expected="an authority of this installation", actual=subject)
+    try:
+        shown = x509.load_der_x509_certificate(unsigned(tbs))
+        is_ca = shown.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        spki = shown.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (*UNPARSED, x509.ExtensionNotFound) as error:
+        raise ToBeSignedRefused(expected="a CA's certificate", actual=type(error).__name__) from error
+    if not is_ca or spki != asyncio.run(_own_key(service, row)):
+        raise ToBeSignedRefused(
+            expected=f"the CA {subject}, whose key is ours", actual=f"key {key_id(spki)}, CA: {is_ca}"
+        )
+    say(f"{signer} signs {shown.subject.rfc4514_string()}, until {shown.not_valid_after_utc:%Y-%m-%d}")
+    return asyncio.run(service.keys.sign(row.key if by is None else by.key, tbs))
+
+
+async def _own_key(service: Service, row: Record) -> bytes:
+    """The key in our token; of a root that is somebody else's, the key that the published bundle names."""
+    if row.key:
+        return (await service.keys.adopt(row.key)).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    named = published_bundle(service.directory.trust).ca_roots
+    return spki_of(row.certificate) if row.certificate in named else b""
+
+
+@contextmanager
+def owner_service(directory: DataDirectory, config: Config) -> Iterator[Service]:
+    """The service's parts in this process, with what is on record of keys and bundles."""
+    with compose(directory, config) as service:
+        asyncio.run(_on_record(service))
+        yield service
+
+
+async def _on_record(service: Service) -> None:
+    await bundles.note_first_keys(service)
+    await bundles.note_published(service, OWNER)
+
+
+def publish_changes(
+    directory: DataDirectory, config: Config, agree: Callable[[dict[str, Any]], None]
+) -> tuple[int, bool]:
+    """The next bundle, where it says something else, and who is asked agrees: its version, and whether it is new.
+
+    Raises: ConfigurationRefused, HsmError, UpdateRefused; what `agree` raises.
+    """
+    with owner_service(directory, config) as service:
+        before = published_bundle(directory.trust)
+        rows = service.store.read_now(authorities.every)
+        wanted = status.difference(before, bundles.wanted_bundle(before, rows))
+        if wanted is None:
+            return before.version, False
+        agree(wanted)
+        return _publish_next(directory, config, service), True
+
+
+def publish(directory: DataDirectory, config: Config, *, image_root: bytes | None = None) -> int:
+    """The next bundle, signed by the offline keys and put on record; the devices are told. Its version.
+
+    Raises: ConfigurationRefused, HsmError, UpdateRefused.
+    """
+    with owner_service(directory, config) as service:
+        return _publish_next(directory, config, service, image_root)
+
+
+def _publish_next(directory: DataDirectory, config: Config, service: Service, image_root: bytes | None = None) -> int:
+    before = published_bundle(directory.trust)
+    wanted = bundles.wanted_bundle(before, service.store.read_now(authorities.every))
+    wanted = replace(wanted, version=before.version + 1, image_root=image_root or before.image_root)
+    with offline_signers(directory, config, _generations(service)) as signers:
+        _publish(directory, service, wanted, signers, service.clock())
+    return wanted.version
+
+
+def _publish(
+    directory: DataDirectory, service: Service, bundle: TrustBundle, signers: Sequence[HsmEcKey], now: datetime
+) -> None:
+    publish_bundle(directory.trust, bundle, [*signers, service.keys.key(ONLINE)], now)
+    asyncio.run(bundles.note_published(service, OWNER))
+
+
+def rotate_root(directory: DataDirectory, config: Config, name: str) -> int:
+    """The trust root with the prepared keys of that name: signed by the old threshold and the new one, everywhere.
+
+    The trust repository's root, then the Director's (the same people hold both), then a bundle that names the
+    Director's new root, then the anchor for new devices. Returns the bundle's version.
+    Raises: ConfigurationRefused, HsmError, UpdateRefused.
+    """
+    with owner_service(directory, config) as service, ExitStack() as opened:
+        now = service.clock()
+        tokens = opened.enter_context(_trust_tokens(directory, config))
+        new = [token.ec_key(name) for token in tokens.values()]
+        labels = [label for label in _generations(service) if label != name]
+        old = [token.ec_key(label) for label in labels for token in tokens.values() if _has(token, label)]
+        online, director = service.keys.key(ONLINE), service.keys.key(DIRECTOR)
+        public = [key.public_key() for key in new]
+        rotate_trust(directory.trust, public, [*old, *new, online], online.public_key(), now)
+        path = _newest_director_root(directory)
+        roles = successor_roles(path.read_bytes(), public, director.public_key())
+        if roles is not None:
+            number = int(path.name.split(".")[0]) + 1
+            data = rotate_director_root(path.read_bytes(), roles, [*old, *new], now)
+            path = path.with_name(f"{number}.root.json")
+            replace_file(path, data)
+        before = published_bundle(directory.trust)
+        if before.director_root != path.read_bytes():
+            wanted = bundles.wanted_bundle(before, service.store.read_now(authorities.every))
+            wanted = replace(wanted, version=before.version + 1, director_root=path.read_bytes())
+            _publish(directory, service, wanted, new, now)
+    replace_file(directory.anchor, encode(anchor(directory.trust)))
+    return published_bundle(directory.trust).version
+
+
+def _generations(service: Service) -> list[str]:
+    """What the trust keys may be called in their tokens, the oldest first."""
+    return [row.name for row in service.store.read_now(lambda tx: authorities.of_kind(tx, TRUST))]
+
+
+def _has(token: Token, label: str) -> bool:
+    try:
+        token.key(label)
+    except KeyNotFound:
+        return False
+    return True
+
+
+def _newest_director_root(directory: DataDirectory) -> Path:
+    roots = (directory.director / "metadata").glob("*.root.json")
+    return max(roots, key=lambda path: int(path.name.split(".")[0]))
