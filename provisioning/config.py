@@ -70,7 +70,7 @@ class Hsm:
     """How long a caller waits for a signature, a second token included. Then: 503 with Retry-After."""
     modules: Annotated[dict[str, Pkcs11Module], Cap(16)] = field(default_factory=dict)
     pins: Annotated[dict[str, str], Cap(64)] = field(default_factory=dict)
-    """Token to where its PIN is: `file:/PATH`, `credential:NAME`, `env:NAME`, `prompt:`. Else `secrets/TOKEN.pin`."""
+    """Token to where its PIN is: `file:/PATH`, `credential:NAME`, `env:NAME`, `prompt`. Else `secrets/TOKEN.pin`."""
     tokens: Annotated[dict[str, str], Cap(64)] = field(default_factory=dict)
     """Token to its PKCS#11 URI, where it is not of that name in the default module: `trust-1` to `trust-3`."""
     keys: Annotated[dict[str, tuple[str, ...]], Cap(64)] = field(default_factory=dict)

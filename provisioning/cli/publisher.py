@@ -129,7 +129,7 @@ def opened_keys(publisher: Publisher, uris: Sequence[str]) -> Iterator[list[HsmE
         for key in wanted:
             place = (key.module.path, key.token, key.serial)
             if place not in tokens:
-                token = Token(key.module, key.token, pin_reader(key.pin), sessions=1, serial=key.serial)
+                token = Token(key.module, key.token, key.read_pin, sessions=1, serial=key.serial)
                 tokens[place] = opened.enter_context(token)
             keys.append(tokens[place].ec_key(key.label))
         yield keys
@@ -148,7 +148,7 @@ class _Key:
     token: str
     serial: str | None
     label: str
-    pin: Path
+    read_pin: Callable[[], str]
 
 
 def _local(publisher: Publisher) -> Iterator[_Key]:
@@ -158,7 +158,7 @@ def _local(publisher: Publisher) -> Iterator[_Key]:
     write_configuration(publisher.tokens)
     for token, label in _LOCAL_KEYS:
         if publisher.pin(token).is_file():
-            yield _Key(settings(publisher.tokens), token, None, label, publisher.pin(token))
+            yield _Key(settings(publisher.tokens), token, None, label, pin_reader(publisher.pin(token)))
 
 
 def _named(publisher: Publisher, text: str) -> _Key:
@@ -166,18 +166,27 @@ def _named(publisher: Publisher, text: str) -> _Key:
         uri = parse_uri(text)
     except UriRefused as error:
         raise Mistaken(f"--key: {error}; write pkcs11:token=…;object=…?pin-source=file:/…") from error
-    if uri.token is None or uri.object is None or uri.id is not None or uri.manufacturer or uri.model:
+    if uri.token is None or uri.object is None or uri.id or uri.manufacturer or uri.model or uri.module_name:
         raise Mistaken("--key: name token and object, and nothing else but serial, pin-source and module-path")
+    return _Key(_module(publisher, uri), uri.token, uri.serial, uri.object, _pin(publisher, uri, uri.token))
+
+
+def _pin(publisher: Publisher, uri: Pkcs11Uri, token: str) -> Callable[[], str]:
+    if uri.pin_source is not None and uri.pin_path() is None:
+        from provisioning.app.pins import pin_reader as reader_of
+
+        return reader_of(uri.pin_source, token)
     pin = uri.pin_path()
-    path = publisher.pin(uri.token) if pin is None else Path(pin)
+    path = publisher.pin(token) if pin is None else Path(pin)
     if not path.is_file():
-        raise Failed(f"{path}: no PIN of token {uri.token!r} there; name it in the URI: ?pin-source=file:/…")
-    return _Key(_module(publisher, uri), uri.token, uri.serial, uri.object, path)
+        raise Failed(f"{path}: no PIN of token {token!r} there; name it in the URI: ?pin-source=file:/…")
+    return pin_reader(path)
 
 
 def _module(publisher: Publisher, uri: Pkcs11Uri) -> ModuleSettings:
     module = None if uri.module_path is None else Path(uri.module_path)
     if module is not None and "softhsm" not in module.name:
-        return ModuleSettings(module)
+        # p11-kit-client takes C_Initialize(NULL) only.
+        return ModuleSettings(module, locking="null" if module.name.startswith("p11-kit-client") else "os")
     write_configuration(publisher.tokens)
     return settings(publisher.tokens, module)

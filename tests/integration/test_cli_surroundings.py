@@ -56,6 +56,9 @@ def loner(served, tmp_path, capsys):
         ("http://x", 2, "does not start with pkcs11:"),
         ("pkcs11:token=nobody;object=image-targets", 1, "no PIN of token 'nobody'"),
         ("pkcs11:token=publisher;object=nobody", 1, "nobody"),
+        ("pkcs11:token=publisher;object=x?module-name=nss", 2, "nothing else but"),
+        ("pkcs11:token=publisher;object=image-targets?pin-source=env:NO_SUCH_PIN", 1, "NO_SUCH_PIN"),
+        ("pkcs11:token=publisher;object=image-targets?pin-source=prompt", 1, "no terminal"),
     ],
 )
 def test_a_key_that_cannot_be_used_is_named(loner, tmp_path, uri, status, said):
