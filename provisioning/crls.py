@@ -48,7 +48,6 @@ class Due:
     number: int
     covers: int = 0
     entries: tuple[Revoked, ...] = ()
-    first_listed: tuple[str, ...] = ()
 
 
 def crl_file(directory: DataDirectory, name: str) -> Path:
@@ -109,7 +108,7 @@ async def _sign(
     signature = await service.keys.sign(authority.key, tbs)
     der = await asyncio.to_thread(_assemble, wanted, tbs, signature)
     row = _row(wanted, der, now, until)
-    if not await service.ledger.write(lambda tx: revocations.add_crl(tx, row, wanted.first_listed)):
+    if not await service.ledger.write(lambda tx: revocations.add_crl(tx, row)):
         return None  # another process was faster; its CRL holds
     return der
 
@@ -143,7 +142,6 @@ def due(
         max(0 if last is None else last.number + 1, floor + 1, at),
         max(covered, revocations.newest(tx)),
         tuple(_entry(row) for row in rows),
-        tuple(row.serial for row in rows if row.crl_number is None),
     )
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from provisioning.app.audit import Check, Report
 from provisioning.authorities import ISSUING, Authorities, State
-from provisioning.db import inspection
+from provisioning.db import inspection, revocations
 from provisioning.db.devices import Record
 from provisioning.issuance.tbs import UNPARSED, serial_text
 from provisioning.refusals import NotFound
@@ -20,6 +20,8 @@ class _Newest:
 
     number: int
     at: datetime
+    covers: int
+    """The newest change that it shows."""
     entries: dict[str, datetime]
 
 
@@ -38,14 +40,14 @@ def check_crls(tx: Connection, authorities: Authorities, report: Report) -> None
         if before is not None and crl.last_update_utc < before.at:
             signed.faults.append(f"CRL {row.number} of {row.authority}: is dated before the one before it")
         entries = {serial_text(entry.serial_number): entry.revocation_date_utc for entry in crl}
-        newest[row.authority] = _Newest(row.number, crl.last_update_utc, entries)
+        newest[row.authority] = _Newest(row.number, crl.last_update_utc, row.covers, entries)
     for one in authorities.of_kind(ISSUING, State.ACTIVE, State.RETIRING):
         if one.name not in newest:
             listed.faults.append(f"there is no CRL at all of {one.name}")
     for row in inspection.certificates(tx):
         if row.state == "revoked":
             listed.looked_at += 1
-            _verify_listed(row, newest.get(row.issuer), listed, report)
+            _verify_listed(tx, row, newest.get(row.issuer), listed, report)
     for row in inspection.adopted(tx):  # out of a CRL that was published before this database was restored
         if row.issuer in newest:
             newest[row.issuer].entries.pop(row.serial, None)
@@ -74,19 +76,17 @@ def _crl(row: Record, authorities: Authorities, check: Check) -> x509.Certificat
     return crl
 
 
-def _verify_listed(row: Record, crl: _Newest | None, listed: Check, report: Report) -> None:
+def _verify_listed(tx: Connection, row: Record, crl: _Newest | None, listed: Check, report: Report) -> None:
     """Takes the certificate out of the CRL's entries: what is left there is listed and not revoked."""
     name = f"certificate {row.serial}"
     if crl is None:
         report.notes.append(f"{name} is revoked and {row.issuer} has no CRL here")
         return
     entry = crl.entries.pop(row.serial, None)
-    if row.crl_number is not None and row.crl_number > crl.number:
-        listed.faults.append(f"{name}: CRL {row.crl_number} listed it, and the newest is {crl.number}")
-    elif entry is not None:
+    if entry is not None:
         if int(entry.timestamp()) != row.revoked_at:
             listed.faults.append(f"{name}: CRL {crl.number} names another time of revocation")
-    elif row.crl_number is None:
+    elif (revocations.change_of(tx, row.serial) or 0) > crl.covers:
         report.notes.append(f"{name} is revoked and waits for the next CRL: muster serve signs it within a minute")
     elif row.not_after > crl.at.timestamp():
         listed.faults.append(f"{name}: is revoked, and CRL {crl.number} does not list it")

@@ -293,6 +293,13 @@ def refuse_occupied(directory: DataDirectory) -> None:
         raise ConfigurationRefused(msg)
 
 
+def refuse_unwritable(directory: DataDirectory) -> None:
+    """The data directory is made beside itself. Raises: ConfigurationRefused."""
+    above = next(folder for folder in directory.root.parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise ConfigurationRefused(f"{above}: no folder can be made in it; take another --data-dir")
+
+
 def _is_labs(folder: Path) -> bool:
     """Did the demo, or a fleet in a laptop, make this folder, so that an installation may stand around it?"""
     return not folder.is_symlink() and any((folder / marker).is_file() for marker in (DEMO_MARKER, UP_MARKER))
@@ -346,7 +353,7 @@ def _put_to_use(directory: DataDirectory, config: Config, text: str, done: Done)
         for row in done.rows.authorities:
             authorities.add(tx, row)
         if done.rows.crl is not None:
-            revocations.add_crl(tx, done.rows.crl, ())
+            revocations.add_crl(tx, done.rows.crl)
         devices.add_operator(tx, name="owner", role=OperatorRole.ADMIN.value, token_sha256=hashed, now=at)
 
     with ExitStack() as parts:

@@ -4,7 +4,6 @@ Whoever follows (CRL, OCSP, broker) remembers the last row that it saw: rows are
 because one transaction writes at a time (BEGIN IMMEDIATE).
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, literal, null, or_, select, update
@@ -37,6 +36,16 @@ _HEAD = PreparedSelect(
     .order_by(crl.c.number.desc())
     .limit(1)
 )
+_ENTRIES = PreparedSelect(
+    select(certificate.c.serial, certificate.c.revoked_at, certificate.c.reason)
+    .where(
+        certificate.c.state == "revoked",
+        certificate.c.issuer == bindparam("issuer"),
+        certificate.c.not_after > bindparam("until"),
+    )
+    .order_by(certificate.c.serial)
+)
+_CHANGE_OF = select(func.max(revocation.c.id)).where(revocation.c.serial == bindparam("serial"))
 _NEWEST = PreparedSelect(select(func.max(revocation.c.id).label("id")))
 _STANDING = PreparedSelect(
     select(*(certificate.c[name] for name in ("issuer", "state", "revoked_at", "reason", "signature"))).where(
@@ -47,9 +56,6 @@ _REVOKE = Prepared(
     update(certificate)
     .where(certificate.c.serial == bindparam("one"))
     .values(state="revoked", revoked_at=bindparam("at"), reason=bindparam("why"))
-)
-_LISTED = Prepared(
-    update(certificate).where(certificate.c.serial == bindparam("one")).values(crl_number=bindparam("number"))
 )
 
 
@@ -76,7 +82,7 @@ def release(tx: Connection, serial: str, *, at: int) -> bool:
         else_="issued",
     )  # fmt: skip
     mine = (certificate.c.serial == serial, certificate.c.state == "revoked", certificate.c.reason == HOLD)
-    good = {"state": before, "revoked_at": None, "reason": None, "crl_number": None}
+    good = {"state": before, "revoked_at": None, "reason": None}
     if tx.execute(update(certificate).where(*mine).values(good)).rowcount != 1:
         return False
     _note(tx, tx.execute(select(certificate).where(certificate.c.serial == serial)).one(), at, None)
@@ -109,10 +115,8 @@ def since(tx: Connection, seen: int) -> list[Record]:
 
 def entries(tx: Connection, issuer: str, until: int) -> list[Record]:
     """What stands in the CRL of that authority: revoked, and not expired by then; and every stranger."""
-    columns = ("serial", "revoked_at", "reason", "crl_number")
-    mine = (certificate.c.issuer == issuer, certificate.c.state == "revoked", certificate.c.not_after > until)
-    known = select(*(certificate.c[name] for name in columns)).where(*mine)
-    return [*tx.execute(known.order_by(certificate.c.serial)), *_strangers(tx, issuer)]
+    known = _ENTRIES.all(tx, {"issuer": issuer, "until": until})
+    return [*known, *_strangers(tx, issuer)]
 
 
 def standing(tx: Connection, issuer: str, serial: str) -> Record | None:
@@ -169,8 +173,8 @@ def newest_crl(tx: Connection, authority: str) -> Record | None:
     return tx.execute(its.order_by(crl.c.number.desc()).limit(1)).first()
 
 
-def add_crl(tx: Connection, row: dict[str, Any], first_listed: Sequence[str]) -> bool:
-    """Insert a CRL and drop its predecessors but one; note which serials it lists first.
+def add_crl(tx: Connection, row: dict[str, Any]) -> bool:
+    """Insert a CRL and drop its predecessors but one.
 
     False, and nothing is written, where another process signed one of that number or a higher one.
     """
@@ -180,8 +184,13 @@ def add_crl(tx: Connection, row: dict[str, Any], first_listed: Sequence[str]) ->
     tx.execute(insert(crl), row)
     before = 0 if last is None else last.number
     tx.execute(delete(crl).where(crl.c.authority == row["authority"], crl.c.number < before))
-    _LISTED.many(tx, [{"one": serial, "number": row["number"]} for serial in first_listed])
     return True
+
+
+def change_of(tx: Connection, serial: str) -> int | None:
+    """The number of the newest change of that certificate; None where nothing changed it."""
+    found: int | None = tx.execute(_CHANGE_OF, {"serial": serial}).scalar()
+    return found
 
 
 def _strangers(tx: Connection, issuer: str, serial: str | None = None) -> list[Record]:
@@ -190,7 +199,6 @@ def _strangers(tx: Connection, issuer: str, serial: str | None = None) -> list[R
         revocation.c.serial,
         revocation.c.at.label("revoked_at"),
         revocation.c.reason,
-        revocation.c.id.label("crl_number"),
         literal("revoked").label("state"),
         null().label("signature"),
     )

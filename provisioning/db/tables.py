@@ -121,7 +121,7 @@ class Enrollment(SQLModel, table=True):
 class Certificate(SQLModel, table=True):
     """Every certificate, from before it was signed. The certificate is `assemble(tbs, signature)`."""
 
-    __table_args__ = (Index("certificate_state", "state", "crl_number"),)
+    __table_args__ = (Index("certificate_state", "state"),)
     serial: str = Field(primary_key=True)
     issuer: str = "issuing"
     """The authority that signs it, by its name."""
@@ -146,8 +146,6 @@ class Certificate(SQLModel, table=True):
     """When a superseded certificate is revoked: the end of its grace period."""
     revoked_at: int | None = _time()
     reason: str | None = None
-    crl_number: int | None = None
-    """The first CRL that lists it."""
 
 
 class Attestation(SQLModel, table=True):

@@ -96,24 +96,38 @@ def check_crl(tbs: CrlToBeSigned, entries: Iterable[Revoked], issuer: Issuer) ->
 
     Does not prove that `number` is higher than the last one. Raises: ToBeSignedRefused.
     """
-    wanted = {entry.serial: (entry.at.astimezone(UTC).replace(microsecond=0), entry.reason) for entry in entries}
     extensions = [(False, x509.AuthorityKeyIdentifier(issuer.key_id, None, None)), (False, x509.CRLNumber(tbs.number))]
     try:
         found = x509.load_der_x509_crl(unsigned(tbs.der))
-        listed = {entry.serial_number: (entry.revocation_date_utc, _reason(entry)) for entry in found}
         facts = (
             ("algorithm", issuer.algorithm.oid, found.signature_algorithm_oid.dotted_string),
             ("issuer", issuer.name, found.issuer.public_bytes()),
             ("this update", tbs.this_update, found.last_update_utc),
             ("next update", tbs.next_update, found.next_update_utc),
             ("extensions", extensions, [(extension.critical, extension.value) for extension in found.extensions]),
-            ("entries", (len(wanted), wanted), (len(found), listed)),
+            ("entries", *_first_difference(entries, found)),
         )
     except UNPARSED as error:
         raise ToBeSignedRefused(expected="a CRL that parses", actual=error) from error
     if wrong := tuple(Finding(what, str(right), str(actual)) for what, right, actual in facts if right != actual):
         names = ", ".join(finding.what for finding in wrong)
         raise ToBeSignedRefused(expected="a CRL of this issuer", actual=f"differs in: {names}", findings=wrong)
+
+
+def _first_difference(entries: Iterable[Revoked], found: x509.CertificateRevocationList) -> tuple[object, object]:
+    """The first entry that is another, as it is wanted and as it is; twice the same where there is none.
+
+    One after the other, because a hundred thousand of them are too many to hold twice.
+    """
+    wanted = sorted(entries, key=lambda entry: entry.serial)
+    if len(wanted) != len(found):
+        return f"{len(wanted)} entries", f"{len(found)} entries"
+    for right, entry in zip(wanted, found, strict=True):
+        expected = (right.serial, right.at.astimezone(UTC).replace(microsecond=0), right.reason)
+        actual = (entry.serial_number, entry.revocation_date_utc, _reason(entry))
+        if expected != actual:
+            return expected, actual
+    return None, None
 
 
 @dataclass(frozen=True, slots=True)

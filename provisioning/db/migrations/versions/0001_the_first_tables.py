@@ -87,12 +87,11 @@ def upgrade() -> None:
         sa.Column("revoke_at", sa.BigInteger(), nullable=True),
         sa.Column("revoked_at", sa.BigInteger(), nullable=True),
         sa.Column("reason", sa.String(), nullable=True),
-        sa.Column("crl_number", sa.Integer(), nullable=True),
         sa.PrimaryKeyConstraint("serial"),
         sa.UniqueConstraint("enrollment_id"),
     )
     with op.batch_alter_table("certificate", schema=None) as batch_op:
-        batch_op.create_index("certificate_state", ["state", "crl_number"], unique=False)
+        batch_op.create_index("certificate_state", ["state"], unique=False)
         batch_op.create_index(batch_op.f("ix_certificate_device_id"), ["device_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_certificate_key_id"), ["key_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_certificate_revoke_at"), ["revoke_at"], unique=False)
