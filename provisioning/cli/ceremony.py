@@ -193,9 +193,10 @@ def _examined(directory: DataDirectory, ceremony: "Ceremony") -> list[dict[str, 
     """What was looked at before anything is made. Raises: Failed, with everything that is wrong."""
     from provisioning.app.ceremony_tokens import examine
     from provisioning.app.configuration import configuration_of
-    from provisioning.app.installation import refuse_occupied
+    from provisioning.app.installation import refuse_occupied, refuse_unwritable
 
     refuse_occupied(directory)
+    refuse_unwritable(directory)
     looked = examine(ceremony, configuration_of(ceremony, "muster.toml"))
     if wrong := [f"{each.what}: {each.fault}" for each in looked if each.fault]:
         raise Failed(*wrong, "nothing was made")
@@ -252,8 +253,10 @@ def _import(
 
 def _verified(directory: DataDirectory, certificate: Path, chain: Sequence[Path]) -> "OutsideAuthority":
     from ota.files import read_at_most
+    from provisioning.app.blocklists import debian_weak
     from provisioning.app.compose import clock
-    from provisioning.app.installation import outside_wishes
+    from provisioning.app.configuration import configuration_of
+    from provisioning.app.installation import outside_wishes, waiting
     from provisioning.issuance.outside import CERTIFICATE_MOST, verify_outside
 
     files = []
@@ -263,7 +266,8 @@ def _verified(directory: DataDirectory, certificate: Path, chain: Sequence[Path]
             raise Failed(f"{file}: is not there; check the name")
         files.append(data)
     key, names = outside_wishes(directory)
-    return verify_outside(files[0], files[1:], public_key=key, now=clock(), names=names)
+    weak = debian_weak(directory, configuration_of(waiting(directory)[0], "muster.toml"))
+    return verify_outside(files[0], files[1:], public_key=key, now=clock(), names=names, debian_weak=weak)
 
 
 def _discard(directory: DataDirectory, output: Format, *, yes: bool) -> None:

@@ -20,8 +20,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from provisioning.issuance.algorithms import algorithm_of
-from provisioning.issuance.tbs import UNPARSED
-from provisioning.refusals import Finding, OutsideCertificateRefused, ToBeSignedRefused
+from provisioning.issuance.profiles import builtin
+from provisioning.issuance.tbs import UNPARSED, Profile
+from provisioning.issuance.weakkeys import DebianWeak, admit_key
+from provisioning.refusals import Finding, OutsideCertificateRefused, Refusal
 
 CERTIFICATE_MOST = 16 * 1024
 CHAIN_LONGEST = 8
@@ -97,13 +99,19 @@ def ca_request(key: CertificateIssuerPrivateKeyTypes, common_name: str) -> bytes
 
 
 def verify_outside(
-    certificate: bytes, above: Sequence[bytes], *, public_key: bytes, now: datetime, names: Sequence[str] = ()
+    certificate: bytes,
+    above: Sequence[bytes],
+    *,
+    public_key: bytes,
+    now: datetime,
+    names: Sequence[str],
+    debian_weak: DebianWeak,
 ) -> OutsideAuthority:
     """May our key with this certificate be an issuing CA?
 
     `above` (files' bytes, PEM or DER) leads from whoever signed it to a root that signs itself, in that order.
     `public_key` is ours, SubjectPublicKeyInfo in DER. `names` are DNS names, addresses and URIs that certificates of
-    this CA will hold: name constraints that forbid them would be found out by devices.
+    this CA will hold: name constraints that forbid them would be found out by devices. `debian_weak` knows weak keys.
 
     Raises: OutsideCertificateRefused: with every mismatch as a finding; at once where a signature does not verify.
     """
@@ -113,7 +121,7 @@ def verify_outside(
     findings = [
         Finding(what, _words(wanted), _words(actual))
         for number, each in enumerate(path)
-        for what, wanted, actual in (*_own(each, number, now), *_usable_by(each, number, names))
+        for what, wanted, actual in (*_own(each, number, now, debian_weak), *_usable_by(each, number, names))
         if wanted != actual
     ]
     ours = path[0]
@@ -142,7 +150,7 @@ def _issuing(ours: x509.Certificate, public_key: bytes) -> _Facts:
     yield "subject key identifier is there", True, _extension(ours, x509.SubjectKeyIdentifier) is not None
 
 
-def _own(each: x509.Certificate, number: int, now: datetime) -> _Facts:
+def _own(each: x509.Certificate, number: int, now: datetime, debian_weak: DebianWeak) -> _Facts:
     """What is asked of every certificate of the path. `number` 0 is ours; so many CAs stand below it at most."""
     who = "ours" if number == 0 else f"CA {number}"
     constraints, usage = _extension(each, x509.BasicConstraints), _extension(each, x509.KeyUsage)
@@ -155,7 +163,7 @@ def _own(each: x509.Certificate, number: int, now: datetime) -> _Facts:
     yield f"{who}: has begun", True, each.not_valid_before_utc <= now
     yield f"{who}: has not ended", True, now < each.not_valid_after_utc
     yield f"{who}: version", x509.Version.v3, each.version
-    yield f"{who}: its key is strong", "strong", _strength(each)
+    yield f"{who}: its key is strong", "strong", _strength(each, debian_weak)
     algorithm = each.signature_hash_algorithm  # None: Ed25519 and Ed448, which hash by themselves
     good = algorithm is None or isinstance(algorithm, _HASHES)
     yield f"{who}: signed over SHA-256 or stronger", True, good
@@ -220,12 +228,14 @@ def _verify_signed(below: x509.Certificate, issuer: x509.Certificate) -> None:
         ) from error
 
 
-def _strength(each: x509.Certificate) -> str:
-    """The same rule as for CA keys of our own: what lies above an issuing CA is no weaker."""
+def _strength(each: x509.Certificate, debian_weak: DebianWeak) -> str:
+    """The same rules as for CA keys of our own: what lies above an issuing CA is no weaker."""
+    spki = each.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     try:
         algorithm_of(each.public_key())
-    except ToBeSignedRefused as refused:
-        return refused.actual
+        admit_key(builtin(Profile.ROOT_CA), spki, debian_weak)
+    except Refusal as refused:
+        return f"{refused.title}: {refused.actual}"
     return "strong"
 
 

@@ -303,7 +303,8 @@ async def take_outside(service: Service, name: str, chain: Sequence[bytes], *, b
     if row.kind != ISSUING or not row.public_key:
         raise WrongStep(expected="an issuing CA that has its key", actual=f"{row.kind} {name}")
     names = (url, f"spiffe://{url}/service")
-    outside = verify_outside(chain[0], chain[1:], public_key=row.public_key, now=now, names=names)
+    key, weak = row.public_key, service.debian_weak
+    outside = verify_outside(chain[0], chain[1:], public_key=key, now=now, names=names, debian_weak=weak)
     entry = leaf(service, "authority", now, name=name, step="import", certificate=outside.chain[0], by=by)
 
     def write(tx: Connection) -> Record:

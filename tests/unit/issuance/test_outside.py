@@ -77,10 +77,12 @@ class Made:
 ROOT = Made(name="root", key=THEIRS, path_length=None, ends=timedelta(days=7000))
 
 
-def verified(ours=None, *above, now=NOW, names=NAMES):
-    return verify_outside(
-        (ours or Made()).der(), [each.der() for each in above or (ROOT,)], public_key=spki(OURS), now=now, names=names
-    )
+def judged(certificate, above, *, names=NAMES, weak=lambda _: False):
+    return verify_outside(certificate, above, public_key=spki(OURS), now=NOW, names=names, debian_weak=weak)
+
+
+def verified(ours=None, *above, **told):
+    return judged((ours or Made()).der(), [each.der() for each in above or (ROOT,)], **told)
 
 
 def test_a_ca_of_path_length_0_over_our_key_is_taken_with_its_chain():
@@ -105,7 +107,7 @@ def test_the_outside_ca_may_have_a_key_of_every_kind_of_ours(key):
 def test_pem_is_taken_as_der_is():
     der = Made().der()
     pem = x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
-    assert verify_outside(pem, [ROOT.der()], public_key=spki(OURS), now=NOW).chain[0] == der
+    assert judged(pem, [ROOT.der()]).chain[0] == der
 
 
 REFUSED = [
@@ -168,9 +170,15 @@ def test_a_weak_key_above_is_refused():
     root = Made(name="root", key=RSA_2048, issuer_key=RSA_2048, path_length=None, ends=ROOT.ends)
     with pytest.raises(OutsideCertificateRefused) as refused:
         verified(Made(issuer_key=RSA_2048), root)
-    assert [(finding.what, finding.actual) for finding in refused.value.findings] == [
-        ("CA 1: its key is strong", "RSA of 2048 bits")
-    ]
+    (finding,) = refused.value.findings
+    assert finding.what == "CA 1: its key is strong"
+    assert "RSA of 2048 bits" in finding.actual
+
+
+def test_a_key_that_is_known_to_be_weak_is_refused():
+    with pytest.raises(OutsideCertificateRefused) as refused:
+        verified(weak=lambda key: key.spki == spki(THEIRS))
+    assert [finding.what for finding in refused.value.findings] == ["CA 1: its key is strong"]
 
 
 def test_everything_that_is_wrong_is_said_at_once():
@@ -201,7 +209,7 @@ def test_a_chain_that_does_not_hold_is_refused(ours, above, expected):
 def test_a_certificate_without_chain_or_with_a_very_long_one_is_refused():
     for above in ([], [ROOT.der()] * 9):
         with pytest.raises(OutsideCertificateRefused, match="outside CA") as refused:
-            verify_outside(Made().der(), above, public_key=spki(OURS), now=NOW)
+            judged(Made().der(), above)
         assert "CA certificates above" in refused.value.expected
 
 
@@ -216,7 +224,7 @@ def test_no_damaged_certificate_ends_in_anything_but_a_refusal_or_ours(at, chang
     der = bytearray(Made().der())
     der[at % len(der)] ^= change
     try:
-        outside = verify_outside(bytes(der), [ROOT.der()], public_key=spki(OURS), now=NOW)
+        outside = judged(bytes(der), [ROOT.der()])
     except OutsideCertificateRefused:
         return
     assert outside.certificate.public_key() == OURS.public_key()
