@@ -22,6 +22,7 @@ from provisioning.config import DataDirectory
 from tests.support.ceremonies import Cabinet, answers_text, installed, plug_in, unplug
 from tests.support.cli import MUSTER, Person
 from tests.support.service import running_service
+from tests.support.tokens import Nss, P11Kit
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS_OF = {
@@ -128,6 +129,44 @@ def test_offline_tokens_may_be_taken_away_and_brought_back(tmp_path, capsys):
     person.types("fsck")
     plug_in(directory, done, tmp_path / "safe")
     person.types("trust", "publish")
+
+
+def test_the_service_token_may_be_in_the_network(room, tmp_path):
+    remote = P11Kit(tmp_path / "remote")
+    try:
+        body = remote.toml("net").replace("[hsm.", "[") + '[issuing]\nkey = "P-384"\n[tokens.service]\n'
+        body += f'uri = "pkcs11:token={remote.label}?module-name=net"\npin = "file:{remote.pin_file}"\n'
+        room.types("hsm", "ceremony", "--answers", room.answers(body), "--yes")
+        room.types("fsck")
+        with running_service(DataDirectory(room.directory)) as service:
+            assert service.authorities.active.issuer.algorithm.name == "ecdsa-with-SHA384"
+    finally:
+        remote.close()
+
+
+def test_a_token_that_does_not_say_that_it_made_its_keys_is_refused(room, tmp_path):
+    nss = Nss(tmp_path / "nss")
+    body = nss.toml("nss").replace("[hsm.", "[") + "[tokens.service]\n"
+    body += f'uri = "pkcs11:token={nss.label.replace(" ", "%20")}?module-name=nss"\npin = "file:{nss.pin_file}"\n'
+    room.types("hsm", "ceremony", "--answers", room.answers(body), "--yes", status=1)
+    assert "was made elsewhere and brought in" in room.err
+    assert beside(room) == []
+    with nss.token() as token:
+        there = token.keys()
+    assert there == []
+
+
+def test_the_roots_crl_is_good_for_as_long_as_was_planned(tmp_path):
+    directory, done = installed(tmp_path / "D", "[root]\ncrl_days = 400\n")
+    crl = x509.load_der_x509_crl((directory.ca / "root.crl").read_bytes())
+    root = x509.load_pem_x509_certificate((directory.ca / "root.pem").read_bytes())
+    assert crl.is_signature_valid(root.public_key())
+    assert (crl.next_update_utc - crl.last_update_utc).days == 400
+    assert list(crl) == []
+    assert done.transcript.crls[0].next_update == crl.next_update_utc
+    issuing = x509.load_pem_x509_certificate((directory.ca / "issuing.pem").read_bytes())
+    (point,) = issuing.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    assert point.full_name[0].value.endswith("/crl/root.crl")
 
 
 # --- what ends it -----------------------------------------------------------------------------------------------------
@@ -530,6 +569,26 @@ def test_a_waiting_ceremony_goes_on_as_before_where_a_step_of_the_rest_fails(roo
     assert beside(room) == ["D"]
     room.types("hsm", "ceremony", theirs.folder / "root.pem", "--import", certificate, "--yes")
     room.types("fsck")
+
+
+def test_what_was_killed_between_its_last_two_steps_waits_as_before(room, tmp_path):
+    room.types("hsm", "ceremony", "--answers", room.answers(), "--outside-ca", "--yes")
+    room.directory.rename(tmp_path / ".D.waiting")
+    room.types("hsm", "ceremony", "--answers", room.answers(), "--dry-run", status=1)
+    assert "a ceremony waits here" in room.err
+    assert beside(room) == ["D"]
+
+
+def test_a_request_that_is_not_ours_is_refused(room, tmp_path):
+    asked = room.asks("hsm", "ceremony", "--answers", room.answers(), "--outside-ca", "--yes")
+    theirs = OutsideCa(tmp_path / "theirs")
+    certificate = theirs.sign(theirs.folder / "policy.csr", "issuing.pem", "root")
+    root = theirs.folder / "root.pem"
+    room.types("hsm", "ceremony", root, "--import", certificate, "--yes", status=1)
+    assert "its key is the one that was made here" in room.err
+    Path(asked["request"]).write_bytes((theirs.folder / "policy.csr").read_bytes())
+    room.types("hsm", "ceremony", root, "--import", certificate, "--yes", status=1)
+    assert "is not over the key that the ceremony made" in room.err
 
 
 def test_a_waiting_ceremony_can_be_given_up(room, cabinet):
