@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from ota.files import replace_file
 from ota.repository import refresh_online
-from provisioning import crls, journal, ocsp, outbox, revoking, rotation
+from provisioning import crls, journal, linting, ocsp, outbox, revoking, rotation
 from provisioning.authorities import LOG
 from provisioning.db import commands, leaves, revocations
 from provisioning.db.devices import Record
@@ -40,6 +40,7 @@ RESPONDER_SECONDS = 2.0
 CHECKPOINT_SECONDS = 1.0
 EXPIRY_SECONDS = 60.0
 STRANGERS_SECONDS = 60.0
+LINT_SECONDS = 60.0
 TRUST_SECONDS = 600.0
 ROLLOVER_SECONDS = 1.0
 TRUST_LEFT = timedelta(days=6)
@@ -128,6 +129,7 @@ async def _carry_out(service: Service, holder: str, wire_for: Callable[[Receive]
 def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
     """The table."""
     revoked = Revoked(service, wire)
+    nightly = linting.Nightly(service.clock())
     return (
         Duty("outbox", OUTBOX_SECONDS, lambda: pump(service, wire), wake),
         Duty("revoked", REVOKED_SECONDS, revoked.follow),
@@ -138,6 +140,7 @@ def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
         Duty("expiry", EXPIRY_SECONDS, lambda: outbox.expire(service)),
         Duty("strangers", STRANGERS_SECONDS, lambda: journal.note_strangers(service)),
+        Duty("lint", LINT_SECONDS, lambda: nightly.run(service)),
     )
 
 

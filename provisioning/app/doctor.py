@@ -25,6 +25,7 @@ from ota.files import read_at_most
 from ota.refusals import UpdateRefused
 from ota.source import NotFoundAtSource
 from ota.verify import Floor, verify_repository, verify_roots
+from provisioning.app.blocklists import weak_keys
 from provisioning.app.broker import broker_socket
 from provisioning.app.compose import clock
 from provisioning.app.doctor_ca import authorities_of, authority, crl, opened
@@ -68,6 +69,7 @@ def examine(directory: DataDirectory) -> list[Finding]:
         ("offline keys", lambda: offline_keys(directory, config)),
         ("CA", lambda: authority(directory, config, now)),
         ("TLS", lambda: _tls(directory, config, now)),
+        ("weak keys", lambda: weak_keys(directory, config)),
         ("database", lambda: _database(directory, config)),
         ("disk", lambda: _disk(directory)),
         ("clock", lambda: _clock(directory, config, now)),

@@ -11,11 +11,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from provisioning import certificate_profiles, cli
+from provisioning.app.blocklists import debian_weak, weak_keys
 from provisioning.app.compose import load_profiles
+from provisioning.config import ConfigurationRefused, load_config
 from provisioning.db import enrollments, leaves
 from provisioning.db import profiles as rows
 from provisioning.factory import add_station
+from provisioning.issuance.blocklist import fingerprint
 from provisioning.issuance.defaults import DEFAULTS
+from provisioning.issuance.keys import subject_key
 from provisioning.issuance.profile import Gateway, ServiceTls
 from provisioning.issuance.tbs import Profile
 from provisioning.issuing import Order, idevid_order, issue, ldevid_order
@@ -233,3 +237,18 @@ def test_a_profile_is_checked_without_a_service(tmp_path, capsys):
     assert [line.partition(": line ")[0].endswith(str(file)) for line in said if ": line " in line] == [True, True]
     assert "line 4: keys names P-1" in "\n".join(said)
     assert "line 5: lifetime_days is missing" in "\n".join(said)
+
+
+def test_a_list_of_weak_keys_is_used_and_one_that_cannot_be_is_told(directory, tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    config, known = load_config(directory), subject_key(spki(key))
+    (tmp_path / "blocklist.dat").write_bytes(fingerprint(known) + b"\x01")
+    named = replace(config, weak_keys=(str(tmp_path / "blocklist.dat"),))
+    assert debian_weak(directory, named)(known)
+    assert not debian_weak(directory, config)(known)
+    assert [found.status for found in weak_keys(directory, named)] == ["ok"]
+    assert [found.status for found in weak_keys(directory, config)] == ["warn"]
+    (tmp_path / "other.dat").write_bytes(b"no list")
+    for name in ("other.dat", "missing.dat"):
+        with pytest.raises(ConfigurationRefused):
+            debian_weak(directory, replace(config, weak_keys=(str(tmp_path / name),)))

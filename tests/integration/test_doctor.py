@@ -38,7 +38,7 @@ def test_a_fresh_installation_is_fit_to_serve(directory):
         *("database", "disk", "clock", "issuing CRL", "root CRL", "trust", "image repository", "service"),
     }
     assert not [one for one in found if one.status == FAIL]
-    assert [one.check for one in found if one.status == WARN and one.check != "disk"] == ["offline keys"]
+    assert [one.check for one in found if one.status == WARN and one.check != "disk"] == ["offline keys", "weak keys"]
 
 
 def remove(name):
