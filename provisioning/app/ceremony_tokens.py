@@ -10,14 +10,14 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsm.ceremony import Making, check_protection, kinds_not_made, remove_keys, token_facts
-from hsm.errors import HsmError, KeyNotProtected, PinUnreadable, TokenUnavailable
-from hsm.key import HsmEcKey, HsmKey
+from hsm.errors import HsmError, KeyNotProtected
+from hsm.key import HsmKey
 from hsm.kinds import KeyKind, kind_of
 from hsm.softhsm import PIN_CHARACTERS, create_token, find_module
 from hsm.token import Token
 from hsm.uri import Pkcs11Uri, parse_uri
 from ota.files import replace_file
-from provisioning.app.ceremony_plan import TRUST_KEY, TRUST_ROLES, TRUST_THRESHOLD, Ceremony, PlannedToken
+from provisioning.app.ceremony_plan import Ceremony, PlannedToken
 from provisioning.app.ceremony_transcript import ATTRIBUTES, KeyRecord, TokenRecord, key_sha256
 from provisioning.app.pins import pin_reader
 from provisioning.app.places import closed_token, token_place
@@ -177,26 +177,6 @@ def destroy_keys(ceremony: Ceremony, config: Config) -> list[str]:
                     labels = [key.label for key in ceremony.keys if key.token == planned.role]
                     gone += [f"{planned.label}/{label}" for label in labels if remove_keys(token, label)]
     return gone
-
-
-def trust_keys(directory: DataDirectory, config: Config, opened: ExitStack) -> list[HsmEcKey]:
-    """As many of the offline keys as a signature of the trust repository takes; the other tokens may lie in a safe.
-
-    A token that is not there, or whose PIN is not, is passed over. Raises: ConfigurationRefused, which names all that
-    are; WrongPin, HsmError.
-    """
-    found: list[HsmEcKey] = []
-    absent = []
-    for role in TRUST_ROLES:
-        token = closed_token(token_place(directory, config, role), config)
-        try:
-            found.append(opened.enter_context(token).ec_key(TRUST_KEY))
-        except (TokenUnavailable, PinUnreadable) as error:
-            absent.append(f"{role} ({error})")
-        if len(found) == TRUST_THRESHOLD:
-            return found
-    msg = f"of the trust tokens {TRUST_THRESHOLD} must sign, and {len(found)} can"
-    raise ConfigurationRefused(f"{msg}: {'; '.join(absent)}; bring the tokens and their PINs")
 
 
 def _closed(directory: DataDirectory, config: Config, planned: PlannedToken) -> Token:

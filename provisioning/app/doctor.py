@@ -292,7 +292,7 @@ def _service(directory: DataDirectory, config: Config) -> Findings:
     except MalformedMessage as error:
         yield Finding("service", FAIL, f"{directory.endpoints}: {error}", "start it again: muster serve")
         return
-    context = ssl.create_default_context(cafile=str(directory.ca / "root.pem"))
+    context = ssl.create_default_context(cafile=str(directory.ca / "roots.pem"))
     for name, url in (("device", endpoints.device), ("operator", endpoints.operator), ("broker", endpoints.mqtt)):
         yield _listener(name, url, context, config.service_name)
     if not broker_socket(directory).exists():

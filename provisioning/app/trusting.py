@@ -15,10 +15,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsm.ceremony import protection_faults
-from hsm.errors import HsmError, KeyExists, KeyNotFound, KeyNotProtected
+from hsm.errors import KeyExists, KeyNotFound, KeyNotProtected, PinUnreadable, TokenUnavailable
 from hsm.key import HsmEcKey
 from hsm.kinds import KeyKind
 from hsm.token import Token
+from hsm.uri import SCHEME, Pkcs11Uri, parse_uri
 from ota.bundle import anchor, publish_bundle, published_bundle, root_key_ids, rotate_trust, successor_roles
 from ota.director import rotate_director_root
 from ota.files import replace_file
@@ -28,7 +29,7 @@ from provisioning.app.ceremony_plan import TRUST_ROLES
 from provisioning.app.ceremony_tokens import public_bytes
 from provisioning.app.compose import compose
 from provisioning.app.places import open_token
-from provisioning.authorities import ROOT, TRUST, spki_of
+from provisioning.authorities import ROOT, TRUST, State, spki_of
 from provisioning.config import Config, ConfigurationRefused, DataDirectory
 from provisioning.db import authorities
 from provisioning.db.devices import Record
@@ -54,24 +55,41 @@ class MadeKey:
     public_key: bytes
 
 
-def make_key(directory: DataDirectory, config: Config, kind: str, name: str, of: KeyKind) -> list[MadeKey]:
-    """The key of that name, made where it is not there yet: in the service's token, the root's, or each trust token.
+def make_key(directory: DataDirectory, config: Config, kind: str, name: str, of: KeyKind) -> MadeKey:
+    """The key of that name, made if it is not there: in the service's token, beside the root's, in each trust token.
 
+    Of the trust keys the first is returned: the trust repository's root names all of them once they are in force.
     Raises: HsmError, KeyNotProtected, ConfigurationRefused.
     """
     if kind in PROTOCOL_KINDS:
         of = KeyKind.P256
     if kind == TRUST:
         with _trust_tokens(directory, config) as tokens:
-            return [_made(token, role, name, of) for role, token in tokens.items()]
-    label = config.hsm.root_token if kind == ROOT else config.hsm.token
-    with open_token(directory, config, label) as token:
-        made = _made(token, label, name, of)
-    # The service's own token needs no name; the root's is another one.
-    return [made if kind == ROOT else MadeKey(name, made.public_key)]
+            made = [
+                MadeKey(str(Pkcs11Uri(token=role, object=name)), _made(token, name, of))
+                for role, token in tokens.items()
+            ]
+        return made[0]
+    if kind != ROOT:
+        with open_token(directory, config, config.hsm.token) as token:
+            return MadeKey(name, _made(token, name, of))
+    place = _root_place(directory, config)
+    with open_token(directory, config, str(place)) as token:
+        return MadeKey(str(replace(place, object=name)), _made(token, name, of))
 
 
-def _made(token: Token, label: str, name: str, of: KeyKind) -> MadeKey:
+def _root_place(directory: DataDirectory, config: Config) -> Pkcs11Uri:
+    """The token of the active root's key, or where a root's key is to lie."""
+    with owner_service(directory, config) as service:
+        active = [one.key for one in service.authorities.of_kind(ROOT, State.ACTIVE) if one.key]
+    if active:
+        return replace(parse_uri(active[0]), object=None, id=None)
+    token = config.hsm.tokens.get(config.hsm.root_token, config.hsm.root_token)
+    return parse_uri(token) if token.startswith(SCHEME) else Pkcs11Uri(token=token)
+
+
+def _made(token: Token, name: str, of: KeyKind) -> bytes:
+    """SubjectPublicKeyInfo of the key of that name, which cannot leave its token."""
     try:
         key = token.generate_key(name, of)
     except KeyExists:
@@ -79,8 +97,8 @@ def _made(token: Token, label: str, name: str, of: KeyKind) -> MadeKey:
     there = token.keys()
     faults = [fault for info in there if info.label == name for fault in protection_faults(info)]
     if faults:
-        raise KeyNotProtected(f"token {label!r}: key {name!r} " + "; ".join(faults))
-    return MadeKey(f"pkcs11:token={label};object={name}", public_bytes(key))
+        raise KeyNotProtected(f"token {token.label!r}: key {name!r} " + "; ".join(faults))
+    return public_bytes(key)
 
 
 @contextmanager
@@ -105,14 +123,14 @@ def offline_signers(directory: DataDirectory, config: Config, labels: Sequence[s
                 break
             try:
                 token = opened.enter_context(open_token(directory, config, role))
-            except (HsmError, OSError, ConfigurationRefused) as error:
+            except (TokenUnavailable, PinUnreadable) as error:
                 missing.append(f"{role}: {error}")
                 continue
             keys = [token.ec_key(label) for label in labels if _has(token, label)]
             found += [key for key in keys if keyid_of(key.public_key()) in wanted]
         if len(found) < threshold:
-            msg = f"{threshold} of {', '.join(TRUST_ROLES)} must sign, {len(found)} can ({', '.join(missing)})"
-            raise ConfigurationRefused(f"{msg}; bring the tokens and their PIN files")
+            msg = f"of the trust tokens {threshold} must sign, and {len(found)} can"
+            raise ConfigurationRefused(f"{msg}: {'; '.join(missing)}; bring the tokens and their PINs")
         yield found
 
 

@@ -111,7 +111,7 @@ def prepare(
     begun = service.send("POST", "/api/v1/ca", {"kind": kind})
     name = begun["name"]
     if begun["key"] is None:
-        made = apart(trusting.make_key, directory, config, kind, name, KeyKind(key))[0]
+        made = apart(trusting.make_key, directory, config, kind, name, KeyKind(key))
         begun = service.send("PUT", f"/api/v1/ca/{name}/key", _told(kind, made))
     if not outside and kind in ("root", "issuing"):
         _sign_tasks(service, directory, config, name)

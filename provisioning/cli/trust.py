@@ -1,9 +1,6 @@
 """The owner's commands for what devices trust: the bundle of the trust repository, signed 2 of 3."""
 
-import asyncio
 import hashlib
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +11,7 @@ from provisioning.cli.output import DataDir, Format, Output, directory_of, examp
 from provisioning.config import DataDirectory, load_config
 
 if TYPE_CHECKING:
-    from provisioning.service import Service
     from wire.messages import TrustBundle
-
-BY = "owner"
-PAGE = 500
 
 ImageRoot = Annotated[
     Path | None,
@@ -38,23 +31,15 @@ def add_to(app: typer.Typer) -> None:
 
 def publish(data_dir: DataDir = None, output: Output = Format.TABLE, image_root: ImageRoot = None) -> None:
     """Sign the next trust bundle by 2 of the 3 offline keys, and tell the devices to fetch it."""
-    from ota.bundle import publish_bundle, published_bundle
-    from provisioning.app.ceremony_tokens import trust_keys
-    from provisioning.app.compose import compose
+    from provisioning.app import trusting
 
     directory = directory_of(data_dir)
     config = load_config(directory)
-    before = published_bundle(directory.trust)
-    root = before.image_root if image_root is None else _verified_root(image_root)
-    with ExitStack() as opened:
-        service = opened.enter_context(compose(directory, config))
-        bundle = _next(service, before, root)
-        signers = [*trust_keys(directory, config, opened), service.keys.key("trust-online")]
-        with naming(directory.trust):
-            publish_bundle(directory.trust, bundle, signers, service.clock())
-        asyncio.run(_announce(service, bundle))
+    root = None if image_root is None else _verified_root(image_root)
+    with naming(directory.trust):
+        version = trusting.publish(directory, config, image_root=root)
     _show(output, directory)
-    note(f"bundle {bundle.version} is published; devices that are connected were told")
+    note(f"bundle {version} is published; devices that are connected were told")
 
 
 def show_trust(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
@@ -80,6 +65,7 @@ def described(bundle: "TrustBundle") -> dict[str, Any]:
         ],
         "command_keys": [key_id(key) for key in bundle.command_keys],
         "log_keys": [key_id(key) for key in bundle.log_keys],
+        "issuing_keys": [key_id(key) for key in bundle.issuing_keys],
         "image_root": None if bundle.image_root is None else hashlib.sha256(bundle.image_root).hexdigest(),
         "director_root": None if bundle.director_root is None else hashlib.sha256(bundle.director_root).hexdigest(),
     }
@@ -96,29 +82,6 @@ def _show(output: Format, directory: DataDirectory) -> None:
         print_json(data)
     else:
         print_fields(data)
-
-
-def _next(service: "Service", before: "TrustBundle", image_root: bytes | None) -> "TrustBundle":
-    """The next bundle: the installation's keys and certificates as they are today."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    command, log = (
-        service.keys.public(label).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        for label in ("command", "log")
-    )
-    # What a bundle named before stays named: a device may hold what an older key signed. Dropping is a ceremony.
-    return replace(
-        before,
-        version=before.version + 1,
-        ca_roots=_with(before.ca_roots, service.authorities.active.chain[-1]),
-        command_keys=_with(before.command_keys, command),
-        log_keys=_with(before.log_keys, log),
-        image_root=image_root,
-    )
-
-
-def _with(known: tuple[bytes, ...], current: bytes) -> tuple[bytes, ...]:
-    return known if current in known else (*known, current)
 
 
 def _verified_root(file: Path) -> bytes:
@@ -139,27 +102,3 @@ def _verified_root(file: Path) -> bytes:
         return verify_roots(data, no_later_one).data
     except UpdateRefused as refused:
         raise Failed(f"{file}: is no root of a repository: {refused}; name what muster ota init printed") from refused
-
-
-async def _announce(service: "Service", bundle: "TrustBundle") -> None:
-    """A leaf in the log, and an order to every active device to look again."""
-    from sqlalchemy import Connection
-
-    from provisioning import outbox
-    from provisioning.db import devices, leaves
-    from provisioning.journal import leaf
-    from wire.codec import encode
-
-    digest = hashlib.sha256(encode(bundle)).hexdigest()
-    entry = leaf(service, "trust", service.clock(), version=bundle.version, sha256=digest, by=BY)
-    await service.ledger.write(lambda tx: leaves.add(tx, entry))
-
-    def order(tx: Connection, ids: list[str]) -> None:
-        for device_id in ids:
-            outbox.put(tx, service, outbox.Order("refresh-trust", device_id, BY))
-
-    after = ""
-    while rows := await service.store.read(lambda tx, after=after: devices.after(tx, after, PAGE)):  # type: ignore[misc]  # bound now
-        active = [row.id for row in rows if row.state == "active"]
-        await service.ledger.write(lambda tx, ids=active: order(tx, ids))  # type: ignore[misc]  # bound now
-        after = rows[-1].serial
