@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from provisioning.authorities import Authority, State
-from provisioning.db import authorities, enrollments, leaves
+from provisioning.authorities import Authority
+from provisioning.db import enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import CaPublicKey, verify
 from provisioning.issuance.check import check_tbs
@@ -225,9 +225,10 @@ def _reserve(tx: Connection, order: Order, claim: Claim, row: dict[str, Any]) ->
     None where the authority is not active (any more): no other one's key signs a certificate.
     """
     by = row["issuer"]
-    if authorities.state_of(tx, by) != State.ACTIVE:
+    before = enrollments.certificates_of_request(tx, order.enrollment_id, row["key_id"], by)
+    if before is None:
         return None
-    for known in enrollments.certificates_of_request(tx, order.enrollment_id, row["key_id"]):
+    for known in before:
         if order.enrollment_id is not None and known.enrollment_id == order.enrollment_id:
             if known.signature is not None or known.issuer == by:
                 claim(tx, True)  # noqa: FBT003  again

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from provisioning.db.devices import Record
-from provisioning.db.prepared import PreparedSelect
 from provisioning.db.tables import Authority, Bundle, Certificate, Device, MqttSession, table_of
 
 authority, bundle = table_of(Authority), table_of(Bundle)
@@ -14,7 +13,6 @@ certificate, device, session = table_of(Certificate), table_of(Device), table_of
 
 OWN_PROFILES = ("service-tls", "ocsp-responder", "root-ca", "issuing-ca")
 """What the service itself renews, and CAs: nobody outside has to do anything about these."""
-_STATE = PreparedSelect(select(authority.c.state).where(authority.c.name == bindparam("name")))
 
 
 def every(tx: Connection) -> list[Record]:
@@ -25,12 +23,6 @@ def every(tx: Connection) -> list[Record]:
 def named(tx: Connection, name: str) -> Record | None:
     """The one of that name."""
     return tx.execute(select(authority).where(authority.c.name == name)).first()
-
-
-def state_of(tx: Connection, name: str) -> str | None:
-    """The state of the one of that name, in few microseconds: each certificate that is reserved asks."""
-    found = _STATE.first(tx, {"name": name})
-    return None if found is None else str(found.state)
 
 
 def of_kind(tx: Connection, kind: str, *states: str) -> list[Record]:

@@ -6,10 +6,10 @@ from sqlalchemy import Connection, and_, bindparam, case, delete, func, insert, 
 
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
-from provisioning.db.tables import Attestation, BootLog, Certificate, Enrollment, RefusalRow, table_of
+from provisioning.db.tables import Attestation, Authority, BootLog, Certificate, Enrollment, RefusalRow, table_of
 
 enrollment, certificate, attestation = table_of(Enrollment), table_of(Certificate), table_of(Attestation)
-boot_log, refusal = table_of(BootLog), table_of(RefusalRow)
+boot_log, refusal, authority = table_of(BootLog), table_of(RefusalRow), table_of(Authority)
 
 ROOM = bytes(72)
 """As long as an ECDSA signature on P-256 is at most, in DER."""
@@ -47,9 +47,14 @@ _SUPERSEDE = Prepared(
     .values(state="superseded", revoke_at=bindparam("end"))
 )
 _OF_REQUEST = PreparedSelect(
-    select(certificate).where(
-        or_(certificate.c.enrollment_id == bindparam("id"), certificate.c.key_id == bindparam("key_id"))
+    select(authority.c.state.label("authority_state"), certificate)
+    .select_from(
+        authority.outerjoin(
+            certificate,
+            or_(certificate.c.enrollment_id == bindparam("id"), certificate.c.key_id == bindparam("key_id")),
+        )
     )
+    .where(authority.c.name == bindparam("by"))
 )
 _BY_SERIAL = select(certificate).where(certificate.c.serial == bindparam("serial"))
 _SIGN = Prepared(
@@ -125,9 +130,15 @@ def certificate_of_enrollment(tx: Connection, enrollment_id: str) -> Record | No
     return tx.execute(select(certificate).where(certificate.c.enrollment_id == enrollment_id)).first()
 
 
-def certificates_of_request(tx: Connection, enrollment_id: str | None, key_id: str) -> list[Record]:
-    """The certificate, reserved or issued, that answers this challenge, and all over the same key."""
-    return _OF_REQUEST.all(tx, {"id": enrollment_id, "key_id": bytes.fromhex(key_id)})
+def certificates_of_request(tx: Connection, enrollment_id: str | None, key_id: str, by: str) -> list[Record] | None:
+    """The certificate, reserved or issued, that answers this challenge, and all over the same key.
+
+    None where the authority `by` is not active. One statement: each certificate that is reserved asks.
+    """
+    found = _OF_REQUEST.all(tx, {"id": enrollment_id, "key_id": bytes.fromhex(key_id), "by": by})
+    if not found or found[0].authority_state != "active":
+        return None
+    return [row for row in found if row.serial is not None]
 
 
 def certificate_by_serial(tx: Connection, serial: str) -> Record | None:
