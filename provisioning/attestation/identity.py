@@ -1,0 +1,181 @@
+"""A device maker's certificate for an attestation key: another way to know that the AK is in a TPM (for 2, 3 and 6).
+
+TCG "TPM 2.0 Keys for Device Identity and Attestation", version 1.00 revision 12, sections 3 and 8. Whoever made the
+device had the TPM prove, once, that an initial attestation key (IAK) is its own; the certificate says so, and carries
+that word for as long as the key exists. So no credential is made for it: what the IAK signs is judged by its
+signature, its qualified name and the challenge's binding, as for any other AK (checks 5, 9 to 14).
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from asn1crypto import core as asn1
+from asn1crypto import x509 as lenient
+
+from provisioning.attestation import der as shape
+from provisioning.attestation.attestation_key import AttestationKey, verify_attestation_key
+from provisioning.attestation.certificates import Certificate, extension_of, parse_certificate
+from provisioning.attestation.chains import Authorities, NoChain, verify_chain
+from provisioning.attestation.crls import verify_not_revoked
+from provisioning.attestation.ek_store import EMPTY, EkStore
+from provisioning.attestation.endorsement import CLOCK_SKEW
+from provisioning.attestation.keys import spki, verify_allowed
+from provisioning.attestation.names import LENIENT_REFUSALS, name_text
+from provisioning.attestation.policy import Policy
+from provisioning.attestation.policy_roots import anchors
+from provisioning.refusals import (
+    CertificateMalformed,
+    Finding,
+    IdentityCertificateUnfit,
+    IdentityChainRefused,
+    IdentityKeyDiffers,
+)
+from wire.binding import key_id
+
+VERIFIED_TPM_RESIDENCY = "2.23.133.11.1.1"
+"""tcg-cap-verifiedTPMResidency: the CA saw that the key is in a TPM with a manufacturer's EK certificate."""
+VERIFIED_TPM_RESTRICTED = "2.23.133.11.1.3"
+"""tcg-cap-verifiedTPMRestricted: and that it is fixedTPM and restricted. A relying party MUST look for it."""
+AIK_CERTIFICATE = "2.23.133.8.3"
+"""tcg-kp-AIKCertificate; where the certificate has an extended key usage at all, this is in it."""
+TPM_2_0 = "2.23.133.1.2"
+"""The hwType of a TPM 2.0 in hardwareModuleName."""
+
+_ALTERNATIVE_NAMES = bytes.fromhex("551d11")
+_POLICIES = bytes.fromhex("551d20")
+_HARDWARE_MODULE_NAME = bytes.fromhex("2b06010505070804")
+"""1.3.6.1.5.5.7.8.4."""
+_OTHER_NAME = 0xA0
+_KEY_USAGE = bytes.fromhex("551d0f")
+
+
+@dataclass(frozen=True, slots=True)
+class IdentifiedKey:
+    """An AK that a device maker's certificate vouches for. Nothing yet proves that the caller holds it: its quote does.
+
+    `hardware_serial` names the TPM (hwSerialNum, as hex), `subject` the device as its maker calls it.
+    """
+
+    ak: AttestationKey
+    certificate_id: str
+    subject: str
+    hardware_serial: str
+    findings: tuple[Finding, ...]
+
+
+def verify_identity(
+    ak_public: bytes,
+    certificate: bytes,
+    intermediates: tuple[bytes, ...],
+    policy: Policy,
+    now: datetime,
+    store: EkStore = EMPTY,
+) -> IdentifiedKey:
+    """The AK, if a certificate for this very key chains to a root that the policy names for identities.
+
+    Not proven: that the caller has the key (check 10 does, over a fresh nonce), that the TPM is still in the device
+    that the certificate names, and which EK the TPM has.
+
+    Raises: StructureMalformed, AlgorithmRefused, WeakKey, AkAttributesRefused, CertificateMalformed,
+    IdentityCertificateUnfit, IdentityKeyDiffers, IdentityChainRefused, EkChainRefused, EkCertificateRevoked.
+    """
+    # (1, 5) a restricted signing key of the endorsement hierarchy, by its own words
+    ak = verify_attestation_key(ak_public)
+    # (6) which are true, by the words of a certificate that is for a restricted key in a TPM 2.0
+    parsed = parse_certificate(certificate)
+    verify_allowed(parsed.public_key)
+    serial = _verify_profile(parsed, now)
+    # (6) and for this one
+    if spki(parsed.public_key) != spki(ak.key):
+        raise IdentityKeyDiffers(expected=key_id(spki(ak.key)), actual=key_id(spki(parsed.public_key)))
+    # (2) whose issuer the policy believes in this matter
+    sent = tuple(map(parse_certificate, intermediates))
+    known = Authorities(anchors(policy.identity_roots, store), sent, store)
+    try:
+        chain, root = verify_chain(parsed, known)
+    except NoChain as none:
+        wanted = f"a chain to one of {len(known.anchors)} identity roots of the policy"
+        raise IdentityChainRefused(expected=wanted, actual=none) from none
+    path = (parsed, *chain, root.certificate)
+    findings = verify_not_revoked(path, policy.crls, now)
+    findings += [
+        Finding("device maker's CA", "valid today", f"{name_text(ca.subject)} expired on {ca.not_after:%Y-%m-%d}")
+        for ca in path[1:]
+        if ca.not_after < now
+    ]
+    return IdentifiedKey(ak, key_id(spki(parsed.public_key)), name_text(parsed.subject), serial, tuple(findings))
+
+
+def _verify_profile(certificate: Certificate, now: datetime) -> str:
+    """(6) Key usage, policies, hardware module name, dates (the specification's 8.1 and 8.2). Every mismatch."""
+    findings = []
+    if certificate.is_ca:
+        findings.append(Finding("basic constraints", "no CA", "a CA"))
+    if not _signs(certificate):
+        findings.append(Finding("key usage", "digitalSignature", "another one, or none"))
+    if certificate.extended_key_usage and AIK_CERTIFICATE not in certificate.extended_key_usage:
+        actual = ", ".join(sorted(certificate.extended_key_usage))
+        findings.append(Finding("extended key usage", f"{AIK_CERTIFICATE}, or none at all", actual))
+    policies = _policies(certificate)
+    for oid, name in (
+        (VERIFIED_TPM_RESIDENCY, "tcg-cap-verifiedTPMResidency"),
+        (VERIFIED_TPM_RESTRICTED, "tcg-cap-verifiedTPMRestricted"),
+    ):
+        if oid not in policies:
+            findings.append(Finding("certificate policies", f"{name} ({oid})", ", ".join(sorted(policies)) or "none"))
+    modules = _hardware_modules(certificate)
+    if len(modules) != 1 or modules[0][0] != TPM_2_0 or not modules[0][1]:
+        actual = ", ".join(kind for kind, _ in modules) or "none"
+        findings.append(Finding("hardwareModuleName", f"one TPM 2.0 ({TPM_2_0}) with a serial", actual))
+    if certificate.unhandled:
+        findings.append(Finding("critical extensions", "known ones", ", ".join(certificate.unhandled)))
+    if not certificate.not_before - CLOCK_SKEW <= now <= certificate.not_after:
+        actual = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
+        findings.append(Finding("validity", f"valid at {now:%Y-%m-%d}", actual))
+    if findings:
+        first = findings[0]
+        expected = f"{first.what}: {first.expected}"
+        raise IdentityCertificateUnfit(expected=expected, actual=first.actual, findings=tuple(findings))
+    return modules[0][1].hex()
+
+
+def _signs(certificate: Certificate) -> bool:
+    value = extension_of(certificate, _KEY_USAGE)
+    try:
+        return value is not None and "digital_signature" in lenient.KeyUsage.load(value, strict=True).native
+    except LENIENT_REFUSALS as error:
+        raise CertificateMalformed(expected="a key usage", actual=type(error).__name__) from error
+
+
+def _policies(certificate: Certificate) -> frozenset[str]:
+    value = extension_of(certificate, _POLICIES)
+    if value is None:
+        return frozenset()
+    try:
+        stated = lenient.CertificatePolicies.load(value, strict=True)
+        return frozenset(one["policy_identifier"].dotted for one in stated)
+    except LENIENT_REFUSALS as error:
+        raise CertificateMalformed(expected="certificate policies", actual=type(error).__name__) from error
+
+
+def _hardware_modules(certificate: Certificate) -> list[tuple[str, bytes]]:
+    """The hwType and hwSerialNum of every hardwareModuleName in the subject alternative name (RFC 4108, 5)."""
+    value = extension_of(certificate, _ALTERNATIVE_NAMES)
+    names = () if value is None else shape.children(value, shape.SEQUENCE)
+    return [_module(name.content) for name in names if name.tag == _OTHER_NAME and _is_module(name.content)]
+
+
+def _is_module(other_name: bytes) -> bool:
+    return shape.first(other_name).content == _HARDWARE_MODULE_NAME
+
+
+def _module(other_name: bytes) -> tuple[str, bytes]:
+    """OtherName ::= SEQUENCE { type-id, value [0] EXPLICIT SEQUENCE { hwType, hwSerialNum } }."""
+    parts = tuple(shape.elements(other_name))
+    fields = shape.children(parts[-1].content, shape.SEQUENCE)
+    if [field.tag for field in fields] != [shape.OID, shape.OCTET_STRING]:
+        raise CertificateMalformed(expected="hwType and hwSerialNum", actual="other fields")
+    try:
+        return asn1.ObjectIdentifier.load(fields[0].raw, strict=True).dotted, fields[1].content
+    except LENIENT_REFUSALS as error:
+        raise CertificateMalformed(expected="an object identifier", actual=type(error).__name__) from error
