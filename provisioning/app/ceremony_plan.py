@@ -15,6 +15,8 @@ from hsm.errors import UriRefused
 from hsm.uri import Pkcs11Uri, parse_uri
 from provisioning.app.ceremony_answers import Answers, AnswersRefused, TokenAnswers, line_of
 from provisioning.app.pins import SOURCE, SOURCES
+from provisioning.issuance.profiles import builtin
+from provisioning.issuance.tbs import Profile
 from wire.codec import encode
 
 KEY_KINDS = ("P-256", "P-384", "RSA-3072", "Ed25519")
@@ -26,7 +28,6 @@ TRUST_ROLES = ("trust-1", "trust-2", "trust-3")
 TOKEN_ROLES = (SERVICE, ROOT, *TRUST_ROLES)
 TRUST_THRESHOLD = 2
 ROOT_KEY, TRUST_KEY, ISSUING_KEY, OCSP_KEY = "root", "trust", "issuing", "ocsp"
-DAYS_MOST = 36500
 COMMON_NAME_MOST = 64
 PORTS, PORT_MOST = 4, 65535
 RANDOM_PIN = "a random one, written to {file}"
@@ -229,9 +230,13 @@ def _authority_faults(answers: Answers) -> Iterator[tuple[str, str]]:
     for where, part in (("root", root), ("issuing", issuing), ("ocsp", answers.ocsp)):
         if part.key not in KEY_KINDS:
             yield f"{where}.key", f"{part.key!r} is none of {', '.join(KEY_KINDS)}"
-    for where, days in (("root.days", root.days), ("root.crl_days", root.crl_days), ("issuing.days", issuing.days)):
-        if not 1 <= days <= DAYS_MOST:
-            yield where, f"write 1 to {DAYS_MOST} days"
+    for where, days, most in (
+        ("root.days", root.days, _days_most(Profile.ROOT_CA)),
+        ("root.crl_days", root.crl_days, _days_most(Profile.ROOT_CA)),
+        ("issuing.days", issuing.days, _days_most(Profile.ISSUING_CA)),
+    ):
+        if not 1 <= days <= most:
+            yield where, f"write 1 to {most} days"
     if not root.outside and issuing.days > root.days:
         yield "issuing.days", f"the issuing CA cannot outlive its root ({root.days} days)"
     for where, name in (("root.common_name", root.common_name), ("issuing.common_name", issuing.common_name)):
@@ -248,6 +253,13 @@ def _authority_faults(answers: Answers) -> Iterator[tuple[str, str]]:
             ipaddress.ip_network(network)
         except ValueError:
             yield "issuing.permitted_ip", f"{network!r} is no network such as 192.0.2.0/24"
+
+
+def _days_most(kind: Profile) -> int:
+    """What the certificate profile of that kind allows at most."""
+    lifetime = builtin(kind).lifetime
+    assert lifetime is not None  # noqa: S101  for mypy: a CA's profile has an end
+    return lifetime.days
 
 
 def _token_faults(answers: Answers) -> Iterator[tuple[str, str]]:
