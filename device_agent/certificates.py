@@ -95,8 +95,12 @@ def _check_names(leaf: x509.Certificate, device_id: str, service_name: str) -> N
         names = list(leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except (x509.ExtensionNotFound, ValueError) as error:
         raise CertificateRefused("the certificate has no subject alternative name") from error
-    if names != [x509.UniformResourceIdentifier(f"spiffe://{service_name}/device/{device_id}")]:
+    hosts = [name for name in names if isinstance(name, x509.DNSName)]
+    others = [name for name in names if not isinstance(name, x509.DNSName)]
+    if others != [x509.UniformResourceIdentifier(f"spiffe://{service_name}/device/{device_id}")]:
         raise CertificateRefused("the certificate's alternative name is not this device at this service")
+    if hosts and not _serves(leaf):
+        raise CertificateRefused("the certificate has DNS names, and is not a gateway's")
 
 
 def _check_profile(leaf: x509.Certificate) -> None:
@@ -110,8 +114,19 @@ def _check_profile(leaf: x509.Certificate) -> None:
         raise CertificateRefused("the certificate is a CA's")
     if not usage.digital_signature:
         raise CertificateRefused("the certificate's key may not sign")
-    if list(purposes) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
-        raise CertificateRefused("the certificate is not for TLS clients alone")
+    if list(purposes) not in ([ExtendedKeyUsageOID.CLIENT_AUTH], _GATEWAY):
+        raise CertificateRefused("the certificate is neither for TLS clients alone nor a gateway's")
+
+
+_GATEWAY = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+"""A gateway serves TLS as well: its record says so, and the service asks nobody else."""
+
+
+def _serves(leaf: x509.Certificate) -> bool:
+    try:
+        return list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == _GATEWAY
+    except x509.ExtensionNotFound:
+        return False
 
 
 def _check_chain(chain: Sequence[x509.Certificate], roots: Sequence[bytes]) -> None:

@@ -77,14 +77,26 @@ class Authority:
         return (der(self.issuing), der(self.root))
 
     def ldevid(
-        self, key, *, device=DEVICE, service=SERVICE, san=None, eku=None, ca=False, sign=True, without=(), **dates
+        self,
+        key,
+        *,
+        device=DEVICE,
+        service=SERVICE,
+        san=None,
+        eku=None,
+        ca=False,
+        sign=True,
+        without=(),
+        hosts=(),
+        **dates,
     ):
-        uris = [x509.UniformResourceIdentifier(san or f"spiffe://{service}/device/{device}")]
+        names = [*map(x509.DNSName, hosts)]
+        names.append(x509.UniformResourceIdentifier(san or f"spiffe://{service}/device/{device}"))
         extensions = [
             x509.BasicConstraints(ca=ca, path_length=None),
             _usage(sign=sign, ca=ca),
             x509.ExtendedKeyUsage(eku or [ExtendedKeyUsageOID.CLIENT_AUTH]),
-            x509.SubjectAlternativeName(uris),
+            x509.SubjectAlternativeName(names),
         ]
         kept = [one for one in extensions if not isinstance(one, tuple(without))]
         return certificate(device, key, self.issuing, self.issuing_key, kept, **dates)

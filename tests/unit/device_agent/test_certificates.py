@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from device_agent.certificates import CertificateRefused, Expectation, verify_issued
+from provisioning.issuance.profile import Gateway, Issuer, Ldevid, build
+from provisioning.issuance.tbs import assemble
 from tests.unit.device_agent.builders import DEVICE, NOW, SERVICE, Authority, certificate, der, new_key, spki
 
 KEY = new_key()
@@ -34,6 +36,31 @@ def test_the_certificate_that_was_asked_for_is_accepted():
     verify_issued(der(CA.ldevid(KEY)), CA.chain, DEVICE, expectation())
 
 
+@pytest.mark.parametrize("hosts", [(), ("gw.gateways.example",)])
+def test_the_certificate_of_a_gateway_is_accepted(hosts):
+    purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+    verify_issued(der(CA.ldevid(KEY, eku=purposes, hosts=hosts)), CA.chain, DEVICE, expectation())
+
+
+def test_what_the_service_itself_writes_is_accepted():
+    """Every extension of the service's own profiles, with the addresses of CRL, responder and issuer."""
+    names = x509.SubjectKeyIdentifier.from_public_key(CA.issuing_key.public_key()).digest
+    issuer = Issuer(
+        CA.issuing.subject.public_bytes(),
+        names,
+        CA.issuing.not_valid_after_utc,
+        "http://ca.example/crl/issuing.crl",
+        "http://ca.example/ca/issuing.crt",
+        "http://ca.example/ocsp",
+    )
+    life = {"serial": 2**126 + 1, "not_before": NOW - DAY / 24, "not_after": NOW + DAY}
+    device = (DEVICE, "sn-1", SERVICE)
+    for wanted in (Ldevid(*device, spki(KEY)), Gateway(*device, ("gw.example",), spki(KEY))):
+        tbs = build(wanted, issuer, **life).der
+        leaf = assemble(tbs, CA.issuing_key.sign(tbs, ec.ECDSA(SHA256())))
+        verify_issued(leaf, CA.chain, DEVICE, expectation())
+
+
 def test_an_enrollment_learns_its_device_id():
     verify_issued(der(CA.ldevid(KEY, device="d-other")), CA.chain, "d-other", expectation(device_id=None))
 
@@ -44,8 +71,13 @@ def test_an_enrollment_learns_its_device_id():
         ({"key": new_key()}, "not over the key"),
         ({"service": "other.example"}, "not this device at this service"),
         ({"san": f"spiffe://{SERVICE}/device/d-other"}, "not this device at this service"),
-        ({"eku": [ExtendedKeyUsageOID.SERVER_AUTH]}, "not for TLS clients alone"),
-        ({"eku": [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]}, "not for TLS clients alone"),
+        ({"san": f"spiffe://{SERVICE}/quarantine/{DEVICE}"}, "not this device at this service"),
+        ({"san": f"spiffe://{SERVICE}/idevid/{DEVICE}"}, "not this device at this service"),
+        ({"hosts": ["a.example"]}, "is not a gateway's"),
+        ({"hosts": ["a.example"], "without": (x509.ExtendedKeyUsage,)}, "is not a gateway's"),
+        ({"eku": [ExtendedKeyUsageOID.SERVER_AUTH]}, "neither for TLS clients alone"),
+        ({"eku": [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.CODE_SIGNING]}, "neither for TLS clients alone"),
+        ({"eku": [ExtendedKeyUsageOID.OCSP_SIGNING]}, "neither for TLS clients alone"),
         ({"ca": True}, "is a CA's"),
         ({"sign": False}, "may not sign"),
         ({"without": (x509.SubjectAlternativeName,)}, "no subject alternative name"),
