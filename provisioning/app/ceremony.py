@@ -240,6 +240,7 @@ def _repositories(
         command_keys=(public_bytes(keys["command"]),),
         log_keys=(public_bytes(keys["log"]),),
         director_root=director,
+        issuing_keys=(public_bytes(keys[ISSUING_KEY]),),
     )
     online_key = _on_curve(keys, "trust-online")
     online = online_role(online_key.public_key(), ONLINE_LIFETIME)
