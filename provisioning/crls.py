@@ -127,9 +127,10 @@ def due(
     last = revocations.crl_head(tx, authority.name)
     covered = 0 if last is None else last.covers
     if last is not None and not forced:
-        changes = revocations.unlisted(tx, authority.name, covered)
-        waits = patient and all(change.kind == revocations.GRACE for change in changes)
-        pause = GRACE_SECONDS if changes and waits else 0 if changes else lifetimes.crl_refresh_seconds
+        changed, ordered = revocations.waits(tx, authority.name, covered)
+        pause = lifetimes.crl_refresh_seconds
+        if changed:
+            pause = GRACE_SECONDS if patient and not ordered else 0
         # Of two CRLs of one second nobody could say which is newer: verifiers compare thisUpdate.
         if floor <= last.number and last.this_update <= at < last.this_update + max(pause, 1):
             return None

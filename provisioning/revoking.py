@@ -169,9 +169,8 @@ def to_throw_off(tx: Connection, changes: Sequence[Record]) -> set[str]:
 
 
 def still_revoked(tx: Connection, changes: Sequence[Record]) -> list[Record]:
-    """Those of these changes that somebody ordered and nobody took back."""
-    ordered = [change for change in changes if change.reason is not None and change.kind != revocations.GRACE]
-    return [change for change in ordered if revocations.is_revoked(tx, change.serial)]
+    """Those of these changes that nobody took back."""
+    return [change for change in changes if revocations.is_revoked(tx, change.serial)]
 
 
 def _certificate(tx: Connection, serial: str) -> Record:

@@ -25,11 +25,11 @@ crl, revocation = table_of(Crl), table_of(Revocation)
 
 _INSERT = prepared_insert(revocation)
 _SINCE = PreparedSelect(select(revocation).where(revocation.c.id > bindparam("seen")).order_by(revocation.c.id))
-_UNLISTED = PreparedSelect(
-    select(revocation)
-    .where(revocation.c.issuer == bindparam("issuer"), revocation.c.id > bindparam("seen"))
-    .order_by(revocation.c.id)
-)
+_BEHIND = (revocation.c.issuer == bindparam("issuer"), revocation.c.id > bindparam("seen"))
+_ORDERED = (revocation.c.kind != GRACE, revocation.c.reason.is_not(None), revocation.c.device_id.is_not(None))
+_UNLISTED = PreparedSelect(select(revocation).where(*_BEHIND, *_ORDERED).order_by(revocation.c.id))
+_WAITS = PreparedSelect(select(revocation.c.id).where(*_BEHIND).limit(1))
+_WAITS_BY_ORDER = PreparedSelect(select(revocation.c.id).where(*_BEHIND, revocation.c.kind != GRACE).limit(1))
 _HEAD = PreparedSelect(
     select(*(crl.c[name] for name in ("number", "this_update", "next_update", "covers")))
     .where(crl.c.authority == bindparam("authority"))
@@ -158,8 +158,14 @@ def still_live(tx: Connection) -> set[str]:
 
 
 def unlisted(tx: Connection, issuer: str, covers: int) -> list[Record]:
-    """What changed for that authority behind what a CRL covers, oldest first."""
+    """The devices' certificates that somebody had revoked behind what a CRL covers, oldest first."""
     return cast("list[Record]", _UNLISTED.all(tx, {"issuer": issuer, "seen": covers}))
+
+
+def waits(tx: Connection, issuer: str, covers: int) -> tuple[bool, bool]:
+    """Does any change wait for that authority's next CRL, and one that somebody ordered?"""
+    row = {"issuer": issuer, "seen": covers}
+    return _WAITS.first(tx, row) is not None, _WAITS_BY_ORDER.first(tx, row) is not None
 
 
 def crl_head(tx: Connection, authority: str) -> Record | None:

@@ -91,7 +91,7 @@ async def test_a_hold_is_released_to_what_was_before(service, tmp_path):
     assert states(service, "d-1") == before
     with pytest.raises(NotOnHold):
         await revoking.release_device(service, "d-1", by="test")
-    assert old.serial != new.serial
+    assert service.store.read_now(lambda tx: enrollments.certificate_by_serial(tx, old.serial)).state == "superseded"
 
 
 async def test_a_hold_can_become_final_and_keeps_its_date(service, tmp_path):
@@ -113,7 +113,8 @@ async def test_a_hold_can_become_final_and_keeps_its_date(service, tmp_path):
 async def test_one_certificate_ends_and_its_device_stays(service, tmp_path):
     old, new = await fleet.device(service, tmp_path, "d-1"), await fleet.device(service, tmp_path, "d-1")
     await revoking.revoke_certificate(service, old.serial.upper(), "key-compromise", by="test")
-    assert states(service, "d-1") == ("active", None, [("revoked", "key-compromise"), ("issued", None)])
+    assert sorted(states(service, "d-1")[2], key=str) == [("issued", None), ("revoked", "key-compromise")]
+    assert states(service, "d-1")[:2] == ("active", None)
     with pytest.raises(StateConflict):
         await revoking.revoke_certificate(service, old.serial, "superseded", by="test")
     with pytest.raises(NotOnHold):
@@ -122,7 +123,7 @@ async def test_one_certificate_ends_and_its_device_stays(service, tmp_path):
         await revoking.release_certificate(service, new.serial, by="test")
     await revoking.revoke_certificate(service, new.serial, "certificate-hold", by="test")
     await revoking.release_certificate(service, new.serial, by="test")
-    assert states(service, "d-1")[2][1] == ("issued", None)
+    assert sorted(states(service, "d-1")[2], key=str) == [("issued", None), ("revoked", "key-compromise")]
 
 
 async def test_a_certificate_that_is_revoked_before_its_signature_comes_stays_revoked(service, tmp_path):
