@@ -16,8 +16,8 @@ from wire.codec import decode
 from wire.messages import Issued
 
 SCRIPT = Path(__file__).with_name("service_killed_at.py")
-POINTS = 10
-"""Four commits and one signature, a point before and after each."""
+POINTS = 8
+"""Three commits and one signature, a point before and after each."""
 
 
 @pytest.fixture(scope="module")
