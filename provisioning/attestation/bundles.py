@@ -43,10 +43,10 @@ def certificates_in(data: bytes) -> tuple[Found, ...]:
     """All that a file holds, in its order; at least one thing. Bounded by `FILE_MOST` and `FOUND_MOST`."""
     if len(data) > FILE_MOST:
         return (Found(1, b"", f"is larger than {FILE_MOST // 2**20} MiB"),)
-    if not data.strip():
-        return (Found(1, b"", "is empty"),)
     if data.startswith(_UTF16):
         data = data.decode("utf-16", "replace").encode("ascii", "replace")
+    if not data.strip():
+        return (Found(1, b"", "is empty"),)
     if data[0] == shape.SEQUENCE:
         found = _of_der(data)
     elif _BEGIN in data:
@@ -83,12 +83,12 @@ def _of_der(data: bytes, *, aside: bool = False) -> list[bytes | str]:
     """Certificates and PKCS#7 one after the other; NV areas are padded. `aside`: OpenSSL's trust settings follow."""
     found: list[bytes | str] = []
     while data and not set(data) <= _PADDING:
+        if data[0] != shape.SEQUENCE:
+            return [*found, "has other octets behind a certificate" if found else "holds no certificate"]
         try:
             one = shape.first(data)
         except CertificateMalformed as refusal:
             return [*found, f"is cut or broken: {refusal.actual}"]
-        if one.tag != shape.SEQUENCE:
-            return [*found, "is no certificate" if not found else "has other octets behind a certificate"]
         found += _of_pkcs7(one.raw) if _is_pkcs7(one) else [one.raw]
         data = b"" if aside else data[len(one.raw) :]
         if len(found) > FOUND_MOST:

@@ -83,7 +83,9 @@ def _climb(
         climb.used.add(candidate.der)
         if above := _climb(candidate, climb, depth + 1, from_store=own):
             return (candidate, *above[0]), above[1]
-        climb.reasons.append(f"no certificate of the issuer {name_text(candidate.issuer)}")
+        missing = f"no certificate of the issuer {name_text(candidate.issuer)}"
+        unnamed = f"{name_text(candidate.subject)} is a root that the policy does not name"
+        climb.reasons.append(unnamed if candidate.subject == candidate.issuer else missing)
     return None
 
 
