@@ -120,7 +120,7 @@ def test_every_route_that_changes_something_asks_for_more_than_reading():
 
 def test_only_operators_and_stations_read_details():
     detailed = {route.path for route in device.routes(device.InFlight(1)) + public.routes(None) if route.detailed}
-    assert detailed == {"/v1/factory/devices"}
+    assert detailed == {"/v1/factory/devices", "/v1/factory/idevids"}
 
 
 @pytest.mark.parametrize("needed", Role)
