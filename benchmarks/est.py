@@ -85,10 +85,12 @@ def rate() -> Iterator[dict[str, str | float]]:
         batches = [_requests(root, WARM_UP), _requests(root, ISSUES)]
         with _worker(root) as worker:
             _load(worker, batches[0])
-            limit = 1e6 / _primitives_microseconds()
+            primitives = [_primitives_microseconds()]
             before = worker.cpu_seconds()
             value = _load(worker, batches[1])
             cpu = (worker.cpu_seconds() - before) / ISSUES * 1e6
+            primitives.append(_primitives_microseconds())  # on a noisy machine before and after differ
+            limit = 1e6 / (sum(primitives) / len(primitives))
         _verify_issued(root, WARM_UP + ISSUES)
     yield _figure("csr_issue", value, "certificates/s", limit)
     yield _figure("csr_issue_cpu", cpu, "µs", 1e6 / limit)
