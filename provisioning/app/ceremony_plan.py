@@ -30,7 +30,6 @@ TRUST_THRESHOLD = 2
 ROOT_KEY, TRUST_KEY, ISSUING_KEY, OCSP_KEY = "root", "trust", "issuing", "ocsp"
 COMMON_NAME_MOST = 64
 PORTS, PORT_MOST = 4, 65535
-RANDOM_PIN = "a random one, written to {file}"
 _LABELS = {SERVICE: "muster", ROOT: "root", **{role: role for role in TRUST_ROLES}}
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _CONSTRAINT = re.compile(rf"\.?{_DNS_NAME.pattern}")

@@ -84,6 +84,9 @@ def opened(directory: DataDirectory, config: Config, ceremony: Ceremony, *, make
         for planned in ceremony.tokens:
             if make and planned.is_made:
                 _make(directory, planned)
+            if make and planned.keeps_pin:
+                pin = pin_reader(planned.pin, planned.label)
+                replace_file(directory.pin(planned.label), pin().encode(), mode=0o600)
             tokens[planned.role] = stack.enter_context(_closed(directory, config, planned))
         yield tokens
 
@@ -96,7 +99,9 @@ def made_keys(ceremony: Ceremony, tokens: dict[str, Token]) -> Iterator[dict[str
     """
     with Making() as making:
         keys = {
-            _name(planned.token, planned.label): making.make(tokens[planned.token], planned.label, _kind(planned.kind))
+            _name(planned.token, planned.label): making.make(
+                tokens[planned.token], planned.label, KeyKind(planned.kind)
+            )
             for planned in ceremony.keys
         }
         refuse_unprotected(tokens)
@@ -180,6 +185,10 @@ def destroy_keys(ceremony: Ceremony, config: Config) -> list[str]:
 
 
 def _closed(directory: DataDirectory, config: Config, planned: PlannedToken) -> Token:
+    if planned.keeps_pin and not planned.is_made:
+        # The configuration names the file that the service will read; here and now the person is asked.
+        pins = {**config.hsm.pins, planned.label: planned.pin}
+        config = replace(config, hsm=replace(config.hsm, pins=pins))
     return closed_token(token_place(directory, config, planned.uri or planned.label), config)
 
 
@@ -191,10 +200,7 @@ def _make(directory: DataDirectory, planned: PlannedToken) -> None:
         replace_file(directory.pin(planned.label), pin.encode(), mode=0o600)
         create_token(directory.tokens, planned.label, pin, so_pin)
         return
-    read = pin_reader(planned.pin, planned.label)
-    create_token(directory.tokens, planned.label, read(), so_pin)
-    if planned.keeps_pin:
-        replace_file(directory.pin(planned.label), read().encode(), mode=0o600)
+    create_token(directory.tokens, planned.label, pin_reader(planned.pin, planned.label)(), so_pin)
 
 
 def _folder(directory: DataDirectory, serial: str) -> str:
@@ -212,7 +218,3 @@ def public_bytes(key: HsmKey) -> bytes:
 
 def _name(role: str, label: str) -> str:
     return role if role.startswith("trust-") else label
-
-
-def _kind(name: str) -> KeyKind:
-    return KeyKind(name)

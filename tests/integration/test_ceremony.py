@@ -17,7 +17,7 @@ from hsm.ceremony import remove_keys
 from hsm.errors import WrongPin
 from hsm.softhsm import settings
 from hsm.token import Token
-from provisioning.app import ceremony_tokens, installation
+from provisioning.app import ceremony_tokens, installation, pins
 from provisioning.config import DataDirectory
 from tests.support.ceremonies import Cabinet, answers_text, installed, plug_in, unplug
 from tests.support.cli import MUSTER, Person
@@ -426,6 +426,18 @@ def test_a_person_answers_the_questions_and_types_the_pins(tmp_path):
     assert transcript["people"] == [{"name": "Ada", "role": "witness"}]
     assert {key["label"]: key["kind"] for key in transcript["keys"]}["root"] == "P-384"
     assert (tmp_path / "D" / "secrets" / "muster.pin").read_text() == "typed-canary"
+
+
+def test_a_service_token_whose_pin_was_typed_serves_without_a_person(room, cabinet, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pins, "_of_a_person", lambda label: asked.append(label) or "pin-of-service")
+    body = cabinet.answers.replace(f"file:{cabinet.pin('service')}", "prompt")
+    room.types("hsm", "ceremony", "--answers", room.answers(body), "--yes")
+    assert set(asked) == {"their-service"}
+    asked.clear()
+    with running_service(DataDirectory(room.directory)) as service:
+        assert service.authorities.active.name == "issuing"
+    assert asked == []
 
 
 # --- the transcript ---------------------------------------------------------------------------------------------------
