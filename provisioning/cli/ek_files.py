@@ -48,9 +48,14 @@ def collect(paths: Iterable[Path]) -> Collection:
 
 
 def _directory(collection: Collection, folder: Path, name: str, wanted: frozenset[str] | None = None) -> None:
+    seen = set()
     for source, path in _walk(collection, folder, name, 0):
-        if wanted is None or source.removeprefix(f"{name}/") in wanted:
+        inside = source.removeprefix(f"{name}/")
+        if wanted is None or inside in wanted:
+            seen.add(inside)
             _file(collection, path, source)
+    for inside in sorted((wanted or frozenset()) - seen):
+        collection.refuse(f"{name}/{inside}", "was not unpacked under its name")
 
 
 def _walk(collection: Collection, folder: Path, name: str, depth: int) -> Iterator[tuple[str, Path]]:
