@@ -20,6 +20,14 @@ SUITES = (
     ("benchmarks.agent", "resident", ("agent_resident",)),
     ("benchmarks.revocation", "answers", ("ocsp", "ocsp_cpu")),
     ("benchmarks.revocation", "long_crl", ("crl_100k", "crl_100k_cpu", "crl_100k_memory")),
+    (
+        "benchmarks.revocation",
+        "time_to_dead",
+        (
+            *("dead_mqtt_session", "dead_mqtt_connection", "dead_http", "dead_est", "dead_ocsp", "dead_crl"),
+            "time_to_dead",
+        ),
+    ),
     ("benchmarks.est", "rate", ("csr_issue", "csr_issue_cpu")),
     ("benchmarks.est", "memory", ("issue_memory", "issue_bytes")),
 )

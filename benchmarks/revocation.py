@@ -35,11 +35,13 @@ from provisioning.config import DataDirectory, load_config
 from provisioning.db import enrollments, revocations
 from provisioning.issuance.tbs import serial_of
 from provisioning.service import Service
+from tests.support import dead
 
 CERTIFICATES = 500
 SECONDS = 4.0
 ROUNDS = 3
 ENTRIES = 100_000
+DEAD_SECONDS = 2.0
 RATES = "\n[limits]\nrequests_per_second_per_address = 1000000\nocsp_signatures_per_second_per_address = 1000000\n"
 
 
@@ -188,3 +190,17 @@ def _cpu_seconds(process: int) -> float:
 def _peak_mib() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def time_to_dead() -> Iterator[dict[str, str | float]]:
+    """Seconds from an operator's order to the end of each path, then the longest. `limit` is what was asked for."""
+    with running_stack() as stack, tempfile.TemporaryDirectory() as folder:
+        directory = DataDirectory(stack.directory)
+        endpoints = json.loads(directory.endpoints.read_bytes())
+        with compose(directory, load_config(directory)) as service:
+            paths, disturbed = dead.time_to_dead(service, endpoints, Path(folder))
+    if disturbed or set(paths) != set(dead.PATHS):
+        raise RuntimeError(f"another device was disturbed: {disturbed}; dead: {sorted(paths)}")
+    for path, name in dead.PATHS.items():
+        yield _figure(name, paths[path], "s", DEAD_SECONDS)
+    yield _figure("time_to_dead", max(paths.values()), "s", DEAD_SECONDS)

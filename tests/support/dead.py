@@ -15,7 +15,15 @@ from tests.support.mqtt import Peer
 from tests.support.ocsp import cert_id, request
 
 PATIENCE_SECONDS = 30.0
-PATHS = ("live MQTT session", "new MQTT connection", "HTTP", "EST", "OCSP", "CRL")
+PATHS = {
+    "live MQTT session": "dead_mqtt_session",
+    "new MQTT connection": "dead_mqtt_connection",
+    "HTTP": "dead_http",
+    "EST": "dead_est",
+    "OCSP": "dead_ocsp",
+    "CRL": "dead_crl",
+}
+"""The paths, and the names of their figures among the benchmarks."""
 
 
 def time_to_dead(service, endpoints, folder):
