@@ -294,6 +294,7 @@ def test_entries_are_told_in_words():
         + entry("ima-buf")
     ).entries
     digest = "sha256:" + "01" * 32
+    assert [ima_fields.measured(one) for one in entries] == [True, None, False, True, True]
     assert [ima_fields.words(one)[0] for one in entries] == [
         f"/usr/bin/true {digest}, signed by cafef00d",
         f"violation: /usr/bin/true {digest}",
@@ -357,6 +358,15 @@ def test_the_old_template_as_text():
 def test_lines_that_cannot_be_put_together_again_are_refused(line):
     with pytest.raises(ImaLogMalformed):
         parse_ima_ascii(ASCII + line + b"\n")
+
+
+def test_text_has_its_caps():
+    line = b"10 " + b"00" * 20 + b" ima-ng " + D.encode() + b" /a\n"
+    for data in (line * (MAX_ENTRIES + 1), bytes(2 * IMA_LOG_MOST + 1)):
+        with pytest.raises(ImaLogMalformed) as refused:
+            parse_ima_ascii(data)
+        assert "at most" in refused.value.expected
+    assert parse_ima_ascii(b"").entries == ()
 
 
 def test_hashes_of_two_sizes_are_refused():

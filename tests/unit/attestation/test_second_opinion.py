@@ -234,7 +234,8 @@ def test_hostile_counts_in_a_pcr_file_are_refused(at, value, refusal):
 def test_hostile_sizes_in_a_pcr_file_are_refused():
     for size in (0, 31, 33, 64, 65, 0xFFFF):
         refused(PcrValuesNotQuoted, pcrs=FILE[:140] + struct.pack("<H", size) + FILE[142:])
-    refused(PcrSelectionWrong, pcrs=FILE[:7] + b"\xff" * 4 + FILE[11:])
+    for select_bytes in (3, 4, 255):
+        refused(PcrSelectionWrong, pcrs=FILE[:6] + bytes([select_bytes]) + b"\xff" * 4 + FILE[11:])
     for cut in (b"", FILE[:-1], FILE + b"\0", FILE[:135], FILE[:10]):
         refused(PcrValuesNotQuoted, pcrs=cut)
 
