@@ -88,6 +88,7 @@ async def test_no_body_gets_a_500_or_a_certificate(service):
         assert status == 202 or 400 <= status < 500, content
         code = "202" if status == 202 else json.loads(content)["code"]
         codes[code] = codes.get(code, 0) + 1
-    assert set(codes) <= {"202", "MUSTER-EST-002", "MUSTER-ATT-052", "MUSTER-REQ-004", "MUSTER-ACC-006"}, codes
+    known = {"202", "MUSTER-EST-002", "MUSTER-ATT-052", "MUSTER-REQ-004", "MUSTER-ACC-006"}
+    assert {code for code in codes if not code.startswith("MUSTER-KEY-")} <= known, codes
     assert min(codes["MUSTER-EST-002"], codes["MUSTER-ATT-052"]) > 100
     assert await service.store.read(lambda tx: enrollments.certificates_of(tx, made["device"])) == []
