@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -108,7 +109,12 @@ class P11Kit(SoftHsm):
         self.server = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        until(self.socket.exists)
+        until(self.is_reached)
+
+    def is_reached(self):
+        """Does the server take connections? Its socket is there a moment earlier."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(os.fspath(self.socket)) == 0
 
     def signal_all(self, number):
         """A signal to the server and to the process that it forked for each connection."""
