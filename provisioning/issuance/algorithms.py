@@ -5,6 +5,7 @@ signed bytes too (RFC 5280 sections 4.1.1.2 and 5.1.1.2), which is where `algori
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -101,14 +102,13 @@ def verify(key: object, message: bytes, signature: bytes) -> None:
     """Is this a signature by that key over these bytes, by the key's own algorithm? Raises: ToBeSignedRefused."""
     algorithm_of(key)
     try:
-        match key:
-            case ec.EllipticCurvePublicKey():
-                digest = hashes.SHA384() if isinstance(key.curve, ec.SECP384R1) else hashes.SHA256()
-                key.verify(signature, message, ec.ECDSA(digest))
-            case rsa.RSAPublicKey():
-                key.verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
-            case ed25519.Ed25519PublicKey():
-                key.verify(signature, message)
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            digest = hashes.SHA384() if isinstance(key.curve, ec.SECP384R1) else hashes.SHA256()
+            key.verify(signature, message, ec.ECDSA(digest))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
+        else:
+            cast("ed25519.Ed25519PublicKey", key).verify(signature, message)
     except InvalidSignature as error:
         raise ToBeSignedRefused(expected="a signature over the reserved bytes", actual="another one") from error
 

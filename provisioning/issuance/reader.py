@@ -107,6 +107,8 @@ def _all_of(at: int, end: int) -> None:
 def _dotted(content: bytes) -> str:
     arcs, value = [], 0
     for octet in content:
+        if not value and octet == 0x80:  # noqa: PLR2004  a septet of zeros in front
+            raise ValueError("an object identifier that is not in its shortest form")
         value = value << 7 | octet & 0x7F
         if not octet & 0x80:
             arcs.append(value)

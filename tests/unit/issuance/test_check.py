@@ -261,6 +261,56 @@ def test_the_reader_takes_only_what_it_can_put_together_again(at, gone, put):
     assert pieces.public_key + der.tlv(0xA3, ends) in hostile
 
 
+def test_a_key_of_no_kind_is_refused():
+    with pytest.raises(ToBeSignedRefused):
+        check_tbs(TBS, replace(LDEVID, public_key=b"no key"), ISSUER)
+
+
+EXTENSION = der.extension("2.5.29.15", bytes.fromhex("03020780"), critical=True)
+
+
+def with_extensions(content):
+    """The certificate with other extensions; every length around them is right."""
+    begin, _, _ = TBS.der.partition(b"\xa3\x82")
+    return der.sequence(begin[4:], der.tlv(0xA3, content))
+
+
+MALFORMED = {
+    "twice": (der.sequence(EXTENSION, EXTENSION), "stands twice"),
+    "a long length of few octets": (b"\x30\x81" + bytes([len(EXTENSION)]) + EXTENSION, "shortest form"),
+    "an indefinite length": (b"\x30\x80" + EXTENSION + b"\0\0", "is indefinite"),
+    "longer than what holds it": (b"\x30\x70" + EXTENSION, "longer than what holds it"),
+    "another tag": (der.tlv(der.SET, EXTENSION), "no element of tag"),
+    "something behind": (der.sequence(EXTENSION) + b"\x05\x00", "belong to nothing"),
+    "something behind the value": (
+        der.sequence(der.sequence(der.oid("2.5.29.15"), der.tlv(der.OCTET_STRING, b""), b"\x05\x00")),
+        "belong to nothing",
+    ),
+    "an identifier that does not end": (
+        der.sequence(der.sequence(bytes.fromhex("060355 1d8f"), der.tlv(der.OCTET_STRING, b""))),
+        "does not end",
+    ),
+    "an identifier of no octets": (
+        der.sequence(der.sequence(b"\x06\x00", der.tlv(der.OCTET_STRING, b""))),
+        "does not end",
+    ),
+    "an identifier with zeros in front": (
+        der.sequence(der.sequence(bytes.fromhex("060455801d0f"), der.tlv(der.OCTET_STRING, b""))),
+        "shortest form",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED.values(), ids=MALFORMED.keys())
+def test_the_reader_refuses_what_der_does_not_write(case):
+    content, why = case
+    with pytest.raises(ValueError, match=why):
+        pieces_of(with_extensions(content))
+    assert pieces_of(with_extensions(der.sequence(EXTENSION))).extensions == {
+        "2.5.29.15": (True, bytes.fromhex("03020780"))
+    }
+
+
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused_by_name(data):
     with pytest.raises(ToBeSignedRefused):
