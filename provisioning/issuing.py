@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from provisioning.authorities import Authority
-from provisioning.db import enrollments, leaves
+from provisioning.authorities import Authority, State
+from provisioning.db import authorities, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.algorithms import CaPublicKey, verify
 from provisioning.issuance.check import check_tbs
@@ -171,7 +171,7 @@ async def _reserved(
 ) -> tuple[Authority, Reserved]:
     """The authority that signs now, and what it will sign. Raises: SigningUnavailable, as `issue`."""
     for _ in range(2):
-        by = service.authorities.active
+        by = _signer(service, order)
         tbs = _build(service, order, profile, by.issuer, now)
         row = _row(order, profile, by.name, tbs, now)
         reserved = await service.ledger.write(lambda tx, row=row: _reserve(tx, order, claim, row))  # type: ignore[misc]  # bound now
@@ -179,6 +179,16 @@ async def _reserved(
             return service.authorities.named(reserved.issuer), reserved
         await service.authorities.refresh(service.store)  # another process activated another one a moment ago
     raise SigningUnavailable(expected="an active issuing authority", actual="one that changes")
+
+
+def _signer(service: Service, order: Order) -> Authority:
+    """The active authority; of an OCSP responder the one that it answers for (RFC 6960 section 4.2.2.2).
+
+    Raises: SigningUnavailable, NotFound.
+    """
+    if isinstance(order.wanted, OcspResponder):
+        return service.authorities.named(order.wanted.authority)
+    return service.authorities.active
 
 
 def _build(service: Service, order: Order, profile: CertificateProfile, by: Issuer, now: datetime) -> ToBeSigned:
@@ -222,10 +232,13 @@ def _row(order: Order, profile: CertificateProfile, by: str, tbs: ToBeSigned, no
 def _reserve(tx: Connection, order: Order, claim: Claim, row: dict[str, Any]) -> Reserved | None:
     """The row that will be signed: the one that this request reserved before, or a new one.
 
-    None where the authority is not active (any more): no other one's key signs a certificate.
+    None where the authority is not active (any more): no other one's key signs a certificate. But for its OCSP
+    responder's, which it needs as long as it answers for what it issued.
     """
     by = row["issuer"]
     before = enrollments.certificates_of_request(tx, order.enrollment_id, row["key_id"], by)
+    if before is None and isinstance(order.wanted, OcspResponder) and _is_retiring(tx, by):
+        before = []
     if before is None:
         return None
     for known in before:
@@ -244,6 +257,11 @@ def _reserve(tx: Connection, order: Order, claim: Claim, row: dict[str, Any]) ->
     claim(tx, False)  # noqa: FBT003  not there yet
     enrollments.add_certificate(tx, row)
     return Reserved(**{name: row[name] for name in Reserved.__slots__})
+
+
+def _is_retiring(tx: Connection, name: str) -> bool:
+    row = authorities.named(tx, name)
+    return row is not None and row.state == State.RETIRING
 
 
 def _is_anothers(order: Order, known: Record) -> bool:

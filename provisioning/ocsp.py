@@ -41,7 +41,7 @@ from provisioning.issuance.profile import OcspResponder, responder_name
 from provisioning.issuance.revocation import REASONS
 from provisioning.issuance.tbs import assemble, serial_text
 from provisioning.issuing import Order, issue
-from provisioning.refusals import Refusal, TooManyRequests
+from provisioning.refusals import Refusal, SigningUnavailable, TooManyRequests
 from provisioning.service import Service
 from wire.binding import key_id
 
@@ -74,13 +74,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Signer:
-    """Who signs for one authority: the responder with a certificate of it, else the authority itself."""
+    """The responder as one authority's delegate: its key, with that authority's certificate for it."""
 
     key: str
     public_key: CaPublicKey
     algorithm: SignatureAlgorithm
     key_hash: bytes
-    certificate: bytes | None
+    certificate: bytes
     not_after: datetime
 
 
@@ -258,14 +258,16 @@ class Responder:
         if known is not None and monotonic() < known[0] and now < known[1].not_after:
             return known[1]
         found = await responder_of(self._service, authority, now)
-        key = authority.public_key if found is None else await self._service.keys.adopt(KEY)
+        if found is None:  # it was activated a moment ago, or could not sign one for a week
+            raise SigningUnavailable(expected=f"a responder's certificate of {authority.name}", actual="none in force")
+        key = await self._service.keys.adopt(KEY)
         signer = _Signer(
-            authority.key if found is None else KEY,
+            KEY,
             key,
             algorithm_of(key),
             x509.SubjectKeyIdentifier.from_public_key(key).digest,
-            None if found is None else assemble(found.tbs, found.signature),
-            authority.issuer.not_after if found is None else datetime.fromtimestamp(found.not_after, UTC),
+            assemble(found.tbs, found.signature),
+            datetime.fromtimestamp(found.not_after, UTC),
         )
         self._signers[authority.name] = (monotonic() + SIGNER_SECONDS, signer)
         return signer
@@ -279,10 +281,7 @@ class Responder:
 
 
 async def responder_of(service: Service, authority: Authority, now: datetime) -> Record | None:
-    """The certificate in force of the responder for that authority; None: the authority answers itself.
-
-    That is so for a moment after it was activated, and where it retires, as it signs no certificate any more.
-    """
+    """The certificate in force of the responder for that authority. Raises: SigningUnavailable, StorageUnavailable."""
     key = await service.keys.adopt(KEY)
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     at = int(now.timestamp())
@@ -290,21 +289,26 @@ async def responder_of(service: Service, authority: Authority, now: datetime) ->
 
 
 async def renew_responder(service: Service) -> None:
-    """A certificate for the responder of the active authority, where half of the last one's life is over."""
-    active = service.authorities.of_kind(ISSUING, State.ACTIVE)
-    now = service.clock()
-    if not active:
-        return
-    (authority,) = active
-    last = await responder_of(service, authority, now)
-    if last is not None and now.timestamp() < (last.not_before + last.not_after) / 2:
-        return
+    """A certificate for the responder of each authority, where half of the last one's life is over.
+
+    The CA's own keys sign no answer: what strangers ask for never reaches them.
+    """
+    now, failed = service.clock(), None
     key = await service.keys.adopt(KEY)
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    wanted = OcspResponder(authority.name, service.config.service_name, spki)
-    order = Order(wanted, responder_name(authority.name))
-    issued = await issue(service, order, lambda _tx, _certificate: None)
-    _log.info("ocsp.responder", authority=issued.issuer, serial=issued.serial)
+    for authority in service.authorities.of_kind(ISSUING, State.ACTIVE, State.RETIRING):
+        last = await responder_of(service, authority, now)
+        if last is not None and now.timestamp() < (last.not_before + last.not_after) / 2:
+            continue
+        order = Order(OcspResponder(authority.name, service.config.service_name, spki), responder_name(authority.name))
+        try:
+            issued = await issue(service, order, lambda _tx, _certificate: None)
+        except Refusal as refusal:  # the others' keys may be there
+            failed = failed or refusal
+        else:
+            _log.info("ocsp.responder", authority=issued.issuer, serial=issued.serial)
+    if failed is not None:
+        raise failed
 
 
 def _plain(request: OcspRequest) -> bytes | None:

@@ -210,7 +210,7 @@ async def test_the_responder_is_delegated_and_its_certificate_is_renewed_at_half
 
 
 @pytest.mark.parametrize(("state", "expected"), [("retiring", "GOOD"), ("retired", None)])
-async def test_a_retiring_authority_answers_itself_and_a_retired_one_no_more(service, member, state, expected):
+async def test_a_retiring_authority_is_answered_for_and_a_retired_one_no_more(service, member, state, expected):
     issuing = service.authorities.active
     later = replace(service, clock=Clock(service.clock() + timedelta(days=100)))  # no responder's certificate is left
 
@@ -220,6 +220,7 @@ async def test_a_retiring_authority_answers_itself_and_a_retired_one_no_more(ser
 
     await stand(state)
     try:
+        await ocsp.renew_responder(later)
         responder = ocsp.Responder(later)
         der = await answered(responder, later, request(cert_id(issuing.certificate, int(member.serial, 16))))
     finally:
@@ -228,10 +229,16 @@ async def test_a_retiring_authority_answers_itself_and_a_retired_one_no_more(ser
         assert der == UNAUTHORIZED
         return
     read = x509_ocsp.load_der_ocsp_response(der)
-    assert (read.certificate_status.name, read.certificates) == (expected, [])
-    key = issuing.certificate.public_key()
-    assert read.responder_key_hash == x509.SubjectKeyIdentifier.from_public_key(key).digest
-    key.verify(read.signature, read.tbs_response_bytes, ECDSA(hashes.SHA256()))
+    (delegate,) = read.certificates
+    assert read.certificate_status.name == expected
+    delegate.verify_directly_issued_by(issuing.certificate)
+    delegate.public_key().verify(read.signature, read.tbs_response_bytes, ECDSA(hashes.SHA256()))
+
+
+async def test_without_a_responders_certificate_there_is_no_answer(service, member):
+    later = replace(service, clock=Clock(service.clock() + timedelta(days=1000)))
+    with pytest.raises(SigningUnavailable):
+        await answered(ocsp.Responder(later), later, asks(service, member.serial))
 
 
 # --- what is kept -------------------------------------------------------------------------------------------------
