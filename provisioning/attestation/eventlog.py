@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from provisioning.attestation.algorithms import MAX_PCR
-from provisioning.attestation.eventtext import Words, decode, describe
+from provisioning.attestation.eventtext import Words, decode, describe, measured
 from provisioning.attestation.eventtext_types import EV_EFI_HCRTM_EVENT, EV_NO_ACTION, type_name
 from provisioning.refusals import BootLogDoesNotReplay, BootLogMalformed, Finding
 from wire.messages import BOOT_LOG_MOST
@@ -86,6 +86,11 @@ class Event:
     def words(self) -> Words:
         """The event for people, whole, and as fields."""
         return decode(self.event_type, self.data, self.digests)
+
+    def measured(self, bank: str) -> bytes | None:
+        """The part of the data that this bank's digest is over, or None (`eventtext.measured`). Believe no more."""
+        digest = self.digests.get(bank)
+        return None if digest is None else measured(self.event_type, self.data, bank, digest)
 
     @property
     def type_name(self) -> str:

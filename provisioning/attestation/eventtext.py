@@ -91,10 +91,9 @@ def measured(event_type: int, data: bytes, bank: str, digest: bytes) -> bytes | 
 def _candidates(event_type: int, data: bytes) -> list[bytes]:
     """What firmware and boot loaders hash: the data; a variable's value; a string without its NUL or GRUB's prefix."""
     found = [data]
-    if event_type in _DATA_ALONE and len(data) > _VARIABLE_HEADER_BYTES:
+    if event_type in _DATA_ALONE:
         name_bytes = 2 * int.from_bytes(data[16:24], "little")
-        if name_bytes < len(data):
-            found.append(data[_VARIABLE_HEADER_BYTES + name_bytes :])
+        found.append(data[_VARIABLE_HEADER_BYTES + name_bytes :])
     if event_type == types.EV_EFI_VARIABLE_AUTHORITY:
         found.append(data[:-1])  # shim before 15.3 logs six bytes too many, and measures all but the last
     if event_type == types.EV_EVENT_TAG:

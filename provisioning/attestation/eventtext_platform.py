@@ -68,9 +68,6 @@ def blob(data: bytes) -> Told:
     """UEFI_PLATFORM_FIRMWARE_BLOB, or a string in its place (EV_POST_CODE, EV_S_CRTM_CONTENTS)."""
     if len(data) == _BLOB_BYTES and string_of(data) is None:
         return _blob(Cursor(data))
-    found = string_of(data)
-    if found is not None:
-        return found, {"string": found}
     return blob2(data)
 
 

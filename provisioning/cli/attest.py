@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from provisioning.cli.failures import Failed, Mistaken
-from provisioning.cli.output import Format, Output, clean, example, note, print_fields, print_json, print_table
+from provisioning.cli.output import (
+    DataDir,
+    Format,
+    Output,
+    clean,
+    directory_of,
+    example,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+)
 
 TEXT_CHARACTERS = 160
 _HEX = re.compile(r"(?:0x)?((?:[0-9a-fA-F]{2})*)")
@@ -79,11 +90,13 @@ def log(
     file: LogFile,
     kind: KindOption = Kind.AUTO,
     ima_extension: Extension = ImaExtension.TEMPLATE,
+    data_dir: DataDir = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Decode a log and replay its PCRs. What it says is true only once a quote has the same values."""
     from provisioning.attestation.ima import IMA_LOG_MOST
 
+    directory_of(data_dir)  # taken like everywhere; nothing of it is read
     data = _read(file, 2 * IMA_LOG_MOST)
     told = _told_ima(data, ima_extension) if _is_ima(data, kind) else _told_boot(data)
     if output is Format.JSON:
@@ -103,11 +116,13 @@ def quote(
     signature: SignatureFile,
     qualification: Qualification = None,
     pcrs: PcrFile = None,
+    data_dir: DataDir = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Verify a quote of tpm2_quote, and say what that proves and what not."""
     from provisioning.attestation.second_opinion import FILE_MOST, verify_tool_quote
 
+    directory_of(data_dir)  # taken like everywhere; nothing of it is read
     key, attested, signed = (_read(path, FILE_MOST) for path in (ak, message, signature))
     values = None if pcrs is None else _read(pcrs, FILE_MOST)
     opinion = verify_tool_quote(key, attested, signed, _qualification(qualification), values)

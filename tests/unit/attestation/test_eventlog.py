@@ -103,6 +103,14 @@ def test_the_first_event_of_a_crypto_agile_log_is_among_its_events():
     assert "Spec ID" in str(log.events[0].words.details["signature"])
 
 
+def test_an_event_says_what_of_its_data_may_be_believed():
+    data = b"grub_cmd: insmod gzio\0"
+    told = event(8, 0x0D, ((SHA256, hashlib.sha256(b"insmod gzio").digest()),), data)
+    log = parse_event_log(header() + told + event(8, 0x0D, data=data))
+    assert [one.measured("sha256") for one in log.events[1:]] == [b"insmod gzio", None]
+    assert log.events[1].measured("sha384") is None
+
+
 def test_only_extended_pcrs_are_told():
     log = parse_event_log(header() + event(4) + event(pcr=5, kind=NO_ACTION))
     assert list(extended_pcrs(log)["sha256"]) == [4]

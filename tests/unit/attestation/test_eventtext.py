@@ -145,6 +145,8 @@ WORDS = {
     "the CRTM's contents as a blob": (0x07, sized("CRTM") + struct.pack("<QQ", 4096, 2), "CRTM: 2 bytes at 0x1000"),
     "the CRTM's version": (0x08, ucs2("1.0\0"), "1.0"),
     "the CRTM's version as a GUID": (0x08, DISK.bytes_le, str(DISK)),
+    "the CRTM's version of sixteen bytes": (0x08, ucs2("1.2.3.4\0"), "1.2.3.4"),
+    "the CRTM's version in another script": (0x08, ucs2("версия\0"), "версия"),
     "the CRTM's version as bytes": (0x08, b"\1" * 15, "01" * 15),
     "microcode": (0x09, MICROCODE, "revision 0xb4 of 2023-07-15 for processor 0xa0671"),
     "microcode by name": (0x09, b"CPU Microcode", "CPU Microcode"),
@@ -299,52 +301,249 @@ def test_the_manifest_names_where_it_is():
 
 
 HOSTILE = {
-    "a name longer than the event": (CONFIG, variable("db", b"", characters=2**60)),
-    "a name longer than the data": (CONFIG, variable("db", b"", characters=1000)),
-    "a value longer than the event": (CONFIG, variable("db", b"", size=2**63)),
-    "half a header": (CONFIG, b"short"),
-    "entries of no size": (CONFIG, variable("db", SHA256_LIST + struct.pack("<III", 28, 0, 0))),
-    "a list shorter than its header": (CONFIG, variable("db", SHA256_LIST + struct.pack("<III", 4, 0, 48))),
-    "a list that does not come out even": (CONFIG, variable("db", SHA256_LIST + struct.pack("<III", 60, 0, 48))),
-    "a list's header beyond": (CONFIG, variable("db", SHA256_LIST + struct.pack("<III", 100, 2**31, 48))),
-    "a path longer than the event": (0x80000003, image(b"", length=2**64 - 1)),
-    "a node of no size": (0x80000003, image(struct.pack("<BBH", 1, 1, 0))),
-    "a node beyond the path": (0x80000003, image(struct.pack("<BBH", 4, 4, 400))),
-    "half a node": (0x80000003, image(b"\4\4\4")),
-    "no GPT": (0x80000006, gpt(signature=b"EFI_PART")),
-    "partitions without end": (0x80000006, gpt(2**64 - 1)),
-    "partitions of no size": (0x80000006, gpt(entry_bytes=0)),
-    "partitions beyond": (0x80000006, gpt(200)),
-    "tables without end": (0x80000009, struct.pack("<Q", 2**64 - 1)),
-    "tables beyond": (0x80000009, struct.pack("<Q", 4)),
-    "algorithms without end": (0x03, b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 2**31)),
-    "a locality and more": (0x03, b"StartupLocality\0\0\0"),
-    "no locality": (0x03, b"StartupLocality\0"),
-    "half a manifest": (0x03, b"SP800-155 Event3" + PLATFORM + struct.pack("<II", 1, 2**31)),
-    "a tag beyond": (0x06, struct.pack("<II", 1, 2**32 - 1)),
-    "half a tag": (0x06, b"\1"),
-    "tags without end": (0x06, tag(1, b"") * 257),
-    "a blob and more": (0x80000008, bytes([3]) + b"abc" + bytes(17)),
-    "a description beyond": (0x8000000A, b"\xff"),
-    "no SPDM": (0x800000E1, bytes(40)),
-    "half a header of SPDM": (0x800000E1, b"SPDM Device Sec2"),
-    "a device's path beyond": (0x800000E2, SPDM_2[:48] + struct.pack("<Q", 2**40)),
-    "no HCRTM": (0x80000010, b"hcrtm"),
+    "a name longer than the event": (
+        CONFIG,
+        variable("db", b"", characters=2**60),
+        "a name of 1152921504606846976 characters",
+    ),
+    "a name longer than the data": (
+        CONFIG,
+        variable("db", b"", characters=1000),
+        "variable name of 2000 bytes, 4 are left",
+    ),
+    "a value longer than the event": (
+        CONFIG,
+        variable("db", b"", size=2**63),
+        "variable data of 9223372036854775808 bytes, 0 are left",
+    ),
+    "half a header": (CONFIG, b"short", "variable GUID of 16 bytes, 5 are left"),
+    "entries of no size": (
+        CONFIG,
+        variable("db", SHA256_LIST + struct.pack("<III", 28, 0, 0)),
+        "signature list of 28 bytes, entries of 0",
+    ),
+    "a list shorter than its header": (
+        CONFIG,
+        variable("db", SHA256_LIST + struct.pack("<III", 4, 0, 48)),
+        "signature list of 4 bytes, entries of 48",
+    ),
+    "a list that does not come out even": (
+        CONFIG,
+        variable("db", SHA256_LIST + struct.pack("<III", 60, 0, 48)),
+        "signature list of 60 bytes, entries of 48",
+    ),
+    "a list's header beyond": (
+        CONFIG,
+        variable("db", SHA256_LIST + struct.pack("<III", 100, 2**31, 48)),
+        "signature list of 100 bytes, entries of 48",
+    ),
+    "a path longer than the event": (
+        0x80000003,
+        image(b"", length=2**64 - 1),
+        "device path of 18446744073709551615 bytes, 0 are left",
+    ),
+    "a node of no size": (0x80000003, image(struct.pack("<BBH", 1, 1, 0)), "device path node of 0 bytes"),
+    "a node beyond the path": (
+        0x80000003,
+        image(struct.pack("<BBH", 4, 4, 400)),
+        "device path node of 396 bytes, 0 are left",
+    ),
+    "half a node": (0x80000003, image(b"\4\4\4"), "device path node of 4 bytes, 3 are left"),
+    "no GPT": (0x80000006, gpt(signature=b"EFI_PART"), "no GPT signature"),
+    "partitions without end": (0x80000006, gpt(2**64 - 1), "18446744073709551615 partitions of 128 bytes"),
+    "partitions of no size": (0x80000006, gpt(entry_bytes=0), "1 partitions of 0 bytes"),
+    "partitions beyond": (0x80000006, gpt(200), "partition of 128 bytes, 0 are left"),
+    "tables without end": (0x80000009, struct.pack("<Q", 2**64 - 1), "18446744073709551615 tables"),
+    "tables beyond": (0x80000009, struct.pack("<Q", 4), "table GUID of 16 bytes, 0 are left"),
+    "algorithms without end": (
+        0x03,
+        b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 2**31),
+        "2147483648 algorithms",
+    ),
+    "a locality and more": (0x03, b"StartupLocality\0\0\0", "1 bytes behind the locality"),
+    "no locality": (0x03, b"StartupLocality\0", "locality of 1 bytes, 0 are left"),
+    "half a manifest": (
+        0x03,
+        b"SP800-155 Event3" + PLATFORM + struct.pack("<II", 1, 2**31),
+        "locator of 2147483648 bytes, 0 are left",
+    ),
+    "a tag beyond": (0x06, struct.pack("<II", 1, 2**32 - 1), "tag 0x00000001 of 4294967295 bytes, 0 are left"),
+    "half a tag": (0x06, b"\1", "tag of 4 bytes, 1 are left"),
+    "tags without end": (0x06, tag(1, b"") * 257, "more than 256 tags"),
+    "a blob and more": (0x80000008, bytes([3]) + b"abc" + bytes(17), "1 bytes behind the blob"),
+    "a description beyond": (0x8000000A, b"\xff", "description of 255 bytes, 0 are left"),
+    "no SPDM": (0x800000E1, bytes(40), "signature 00000000000000000000000000000000"),
+    "half a header of SPDM": (0x800000E1, b"SPDM Device Sec2", "header of 28 bytes, 0 are left"),
+    "a device's path beyond": (
+        0x800000E2,
+        SPDM_2[:44] + struct.pack("<Q", 2**40),
+        "device path of 1099511627776 bytes, 0 are left",
+    ),
+    "no HCRTM": (0x80000010, b"hcrtm", "hcrtm in the place of HCRTM"),
+    "a partition too many": (0x80000006, gpt(257), "257 partitions of 128 bytes"),
+    "a table too many": (0x80000009, struct.pack("<Q", 257), "257 tables"),
+    "an algorithm too many": (
+        0x03,
+        b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 17) + bytes(68) + b"\0",
+        "17 algorithms",
+    ),
+    "a name of a character too many": (CONFIG, variable("d" * 1025, b""), "a name of 1025 characters"),
 }
 
 
-@pytest.mark.parametrize(("kind", "data"), HOSTILE.values(), ids=HOSTILE)
-def test_hostile_data_is_called_malformed(kind, data):
+@pytest.mark.parametrize(("kind", "data", "why"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_data_is_called_malformed(kind, data, why):
     words = decode(kind, data, digest_of(data))
-    assert "malformed" in words.text
-    assert "malformed" in words.details
+    assert words.text.endswith(f"malformed: {why}")
+    assert words.details["malformed"] == why
+
+
+def test_what_is_just_allowed_is_read():
+    spec = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 16)
+    spec += b"".join(struct.pack("<HH", 0x100 + number, 32) for number in range(16)) + b"\0"
+    assert len(decode(0x03, spec, {}).details["algorithms"]) == 16
+    tables = struct.pack("<Q", 256) + bytes(24 * 256)
+    assert len(decode(0x80000009, tables, {}).details["tables"]) == 256
+    assert len(decode(0x06, tag(1, b"") * 256, {}).details["tags"]) == 256
+    assert decode(CONFIG, variable("d" * 1024, b""), {}).details["name"] == "d" * 1024
+    full = signature_list(SHA256_LIST, *[bytes(32)] * ENTRIES_MOST)
+    assert len(decode(CONFIG, variable("dbx", full), {}).details["signatures"]) == ENTRIES_MOST
+
+
+def test_a_description_is_told_from_a_string():
+    """Where all is printable, the lengths decide."""
+    data = bytes([40]) + b"d" * 40 + b"AAAAAAAABBBBBBBB"
+    assert decode(0x8000000A, data, {}).details == {
+        "description": "d" * 40,
+        "base": "0x4141414141414141",
+        "length": 0x4242424242424242,
+    }
+    for string in (data + b"C", data[:-1]):
+        assert decode(0x8000000A, string, {}).details == {"string": string.decode()}
+
+
+@pytest.mark.parametrize(
+    ("subtype", "name"), [(0, "raw data"), (1, "URI"), (2, "device path"), (3, "UEFI variable"), (9, 9)]
+)
+def test_locators_have_their_kind(subtype, name):
+    data = b"SP800-155 Event3" + PLATFORM + struct.pack("<II", 0, 0) + struct.pack("<II", subtype, 1) + b"x"
+    details = decode(0x03, data, {}).details
+    assert details["platform_certificate_locator"] == {"type": name, "value": "x"}
+    fields = (
+        "platform_manufacturer",
+        "platform_model",
+        "platform_version",
+        "firmware_manufacturer",
+        "firmware_version",
+    )
+    assert [details[field] for field in fields] == ["Maker", "Box", "2", "Firm", "1.9"]
+    assert (details["vendor"], details["firmware_vendor"]) == (11129, 7)
+
+
+def test_the_specification_names_its_algorithms():
+    numbers = (4, 0x0B, 0x0C, 0x0D, 0x12, 0x27, 0x28, 0x29, 0x99)
+    data = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 1, 0, 2, 105, 2, len(numbers))
+    data += b"".join(struct.pack("<HH", number, 32) for number in numbers) + b"\1v"
+    assert decode(0x03, data, {}).details == {
+        "signature": "Spec ID Event03",
+        "platform_class": 1,
+        "specification": "2.00",
+        "errata": 105,
+        "word_bits": 64,
+        "algorithms": dict.fromkeys(
+            ("sha1", "sha256", "sha384", "sha512", "sm3_256", "sha3_256", "sha3_384", "sha3_512", "0x0099"), 32
+        ),
+        "vendor": "76",
+    }
+
+
+def test_partitions_are_told_field_by_field():
+    (partition,) = decode(0x80000006, gpt(), {}).details["partitions"]
+    assert partition == {
+        "name": "EFI System",
+        "kind": "EFI system partition",
+        "type": str(ESP),
+        "guid": str(DISK),
+        "first_block": 2048,
+        "last_block": 4095,
+        "attributes": "0x0",
+    }
+
+
+def test_devices_are_told_field_by_field():
+    details = decode(0x800000E2, SPDM_2, {}).details
+    assert details == {
+        "version": 2,
+        "authentication": "authenticated",
+        "device": "PCI",
+        "kind": "measurement block",
+        "uid": "0x9",
+        "path": "",
+        "sub_header": "01020304",
+        "context": "8680",
+    }
+    details = decode(*WORDS["a device's firmware"][:2], {}).details
+    assert details == {
+        "version": 1,
+        "hash_algorithm": "0x2",
+        "device": "PCI",
+        "index": 3,
+        "measurement": "aabb",
+        "context": "",
+    }
 
 
 def test_aggregations_in_aggregations_end():
     data = b""
     for _ in range(1000):
         data = tag(0x40010001, data)
-    assert decode(0x06, data, {}).details["tags"]
+    found, depth = decode(0x06, data, {}).details["tags"], 0
+    while isinstance(found[0].get("tags"), list):
+        found, depth = found[0]["tags"], depth + 1
+    assert depth == 4
+    assert "value" in found[0]
+
+
+TAGS = {
+    0x00020001: (
+        *("Information", "BootCounter", "TransferControl", "ApplicationReturn", "BitlockerUnlock", "EventCounter"),
+        *("CounterID", "MORBitNotCancelable", "ApplicationSVN", "SVNChainStatus", "MORBitAPIStatus"),
+    ),
+    0x00040001: ("BootDebugging", "BootRevocationList"),
+    0x00050001: (
+        *("OSKernelDebug", "CodeIntegrity", "TestSigning", "DataExecutionPrevention", "SafeMode", "WinPE"),
+        *("PhysicalAddressExtension", "OSDevice", "SystemRoot", "HypervisorLaunchType", "HypervisorPath"),
+        *("HypervisorIOMMUPolicy", "HypervisorDebug", "DriverLoadPolicy", "SIPolicy"),
+    ),
+    0x00060001: ("NoAuthority", "AuthorityPubKey"),
+    0x00070001: (
+        *("FilePath", "ImageSize", "HashAlgorithmID", "AuthenticodeHash", "AuthorityIssuer", "AuthoritySerial"),
+        *("ImageBase", "AuthorityPublisher", "AuthoritySHA1Thumbprint", "ImageValidated", "ModuleSVN"),
+    ),
+    0x40010001: ("TrustBoundary", "ELAMAggregation", "LoadedModuleAggregation"),
+    0xC0010004: ("TrustpointAggregation",),
+    0x40010005: ("KSRAggregation", "KSRSignedMeasurementAggregation"),
+    0xF5BC582A: ("systemd loader.conf",),
+    0x6C46F751: ("systemd device tree add-on",),
+    0x49DFFE0F: ("systemd initrd add-on",),
+    0xDAC08E1A: ("systemd microcode add-on",),
+    0x13AED6DB: ("systemd UKI profile",),
+    0x8F3B22EC: ("Linux initrd", "Linux load options"),
+}
+FLAGS = {
+    *("BootDebugging", "OSKernelDebug", "CodeIntegrity", "TestSigning", "DataExecutionPrevention", "SafeMode"),
+    *("WinPE", "PhysicalAddressExtension", "HypervisorDebug", "ImageValidated"),
+}
+
+
+@pytest.mark.parametrize("start", TAGS, ids=hex)
+def test_tags_have_their_makers_names(start):
+    for number, name in enumerate(TAGS[start], start):
+        (told,) = decode(0x06, tag(number, b""), {}).details["tags"]
+        assert (told["tag"], told["name"], "tags" in told) == (f"{number:#010x}", name, bool(number & 0x40000000))
+        if not number & 0x40000000:
+            values = [decode(0x06, tag(number, value), {}).details["tags"][0]["value"] for value in (b"\1", b"\0")]
+            assert values == ([True, False] if name in FLAGS else ["01", "00"])
 
 
 def test_words_that_were_not_measured_are_called_so():
