@@ -5,8 +5,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
+from provisioning.db.ca_tables import Authority, Bundle, Certificate
+from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
-from provisioning.db.tables import Authority, Bundle, Certificate, Device, MqttSession, table_of
+from provisioning.db.tables import Device, MqttSession
 
 authority, bundle = table_of(Authority), table_of(Bundle)
 certificate, device, session = table_of(Certificate), table_of(Device), table_of(MqttSession)

@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared
-from provisioning.db.tables import Assignment, Command, DirectorMetadata, Lease, MqttSession, Release, table_of
+from provisioning.db.tables import Assignment, Command, DirectorMetadata, Lease, MqttSession, Release
 
 command, session = table_of(Command), table_of(MqttSession)
 release, assignment, lease = table_of(Release), table_of(Assignment), table_of(Lease)

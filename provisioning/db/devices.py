@@ -4,8 +4,9 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, update
 
+from provisioning.db.columns import table_of
 from provisioning.db.prepared import Prepared, PreparedSelect
-from provisioning.db.tables import Assignment, Device, Operator, Policy, Release, Station, table_of
+from provisioning.db.tables import Assignment, Device, Operator, Policy, Release, Station
 
 Record = Row[Any]
 """A row, read-only, with the columns' names."""

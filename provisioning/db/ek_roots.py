@@ -4,9 +4,10 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import PreparedSelect
-from provisioning.db.tables import EkRoot, table_of
+from provisioning.db.tables import EkRoot
 
 ek_root = table_of(EkRoot)
 

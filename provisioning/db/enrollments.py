@@ -4,9 +4,11 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, and_, bindparam, case, delete, func, insert, or_, select, update
 
+from provisioning.db.ca_tables import Authority, Certificate
+from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
-from provisioning.db.tables import Attestation, Authority, BootLog, Certificate, Enrollment, RefusalRow, table_of
+from provisioning.db.tables import Attestation, BootLog, Enrollment, RefusalRow
 
 enrollment, certificate, attestation = table_of(Enrollment), table_of(Certificate), table_of(Attestation)
 boot_log, refusal, authority = table_of(BootLog), table_of(RefusalRow), table_of(Authority)

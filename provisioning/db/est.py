@@ -4,10 +4,11 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, and_, bindparam, delete, exists, func, insert, or_, select, update
 
+from provisioning.db.ca_tables import EstRequest, EstToken
+from provisioning.db.columns import table_of
 from provisioning.db.devices import Record, device
 from provisioning.db.enrollments import attestation, certificate
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
-from provisioning.db.tables import EstRequest, EstToken, table_of
 
 token, request = table_of(EstToken), table_of(EstRequest)
 

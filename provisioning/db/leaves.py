@@ -4,9 +4,10 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
+from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, prepared_insert
-from provisioning.db.tables import Checkpoint, Leaf, table_of
+from provisioning.db.tables import Checkpoint, Leaf
 
 leaf, checkpoint = table_of(Leaf), table_of(Checkpoint)
 _INSERT = prepared_insert(leaf)

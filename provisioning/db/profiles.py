@@ -2,8 +2,9 @@
 
 from sqlalchemy import Connection, func, insert, select
 
+from provisioning.db.ca_tables import Profile
+from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
-from provisioning.db.tables import Profile, table_of
 
 profile = table_of(Profile)
 

@@ -8,11 +8,12 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, literal, null, or_, select, update
 
+from provisioning.db.ca_tables import Crl, Revocation
+from provisioning.db.columns import table_of
 from provisioning.db.commands import session
 from provisioning.db.devices import Record, device
 from provisioning.db.enrollments import certificate
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
-from provisioning.db.tables import Crl, Revocation, table_of
 
 HOLD = "certificate-hold"
 """The one reason that can be taken back."""

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from provisioning.db.ca_tables import Authority, SignatureBatch, SignatureCount, SignatureIntent
+from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
-from provisioning.db.tables import Authority, SignatureBatch, SignatureCount, SignatureIntent, table_of
 
 counted, batch, intent = table_of(SignatureCount), table_of(SignatureBatch), table_of(SignatureIntent)
 authority = table_of(Authority)

@@ -1,30 +1,13 @@
-"""The tables. Times are Unix seconds in UTC; hashes and serials are lower hex; structured fields are JSON text.
+"""The tables of devices and their evidence, of commands, releases and the log.
 
-Used nowhere but in `db`. What leaves is a `Record`: a read-only row with the columns' names.
+Times are Unix seconds in UTC; hashes and serials are lower hex; structured fields are JSON text. Used nowhere but in
+`db`. What leaves is a `Record`: a read-only row with the columns' names.
 """
 
-from typing import Any
-
-from sqlalchemy import BigInteger, Column, Index, LargeBinary, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Index, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-
-def table_of(row: type[SQLModel]) -> Table:
-    """The Core table behind a declaration."""
-    table: Table = row.__table__  # type: ignore[attr-defined]  # SQLModel adds it at class creation
-    return table
-
-
-def _blob(*, nullable: bool = True) -> Any:
-    return Field(default=None, sa_column=Column(LargeBinary, nullable=nullable))
-
-
-def _time(*, nullable: bool = True) -> Any:
-    return Field(default=None, sa_column=Column(BigInteger, nullable=nullable))
-
-
-def _text(*, nullable: bool = True) -> Any:
-    return Field(default=None, sa_column=Column(Text, nullable=nullable))
+from provisioning.db.columns import blob, moment, text
 
 
 class Device(SQLModel, table=True):
@@ -41,28 +24,28 @@ class Device(SQLModel, table=True):
     """Does an operator approve each certificate that it asks for by EST?"""
     ek_id: str | None = Field(default=None, unique=True)
     """None where the assurance is not `attested`."""
-    ek_certificate: bytes | None = _blob()
-    ek_public: bytes | None = _blob()
+    ek_certificate: bytes | None = blob()
+    ek_public: bytes | None = blob()
     """TPMT_PUBLIC, where a device without EK certificate was registered with it, or passed with it."""
     ek_trust: str = "certificate"
     """On what the registration rests: the EK's `certificate`, or its bare `key`."""
     station: str = Field(index=True)
     state: str = "registered"
     health: str = "unknown"
-    registered_at: int = _time(nullable=False)
+    registered_at: int = moment(nullable=False)
     ek_intermediates: str = "[]"
     """The intermediates that came with the EK certificate when it last passed: a list of base64url DER."""
-    ak_name: bytes | None = _blob()
-    ak_public: bytes | None = _blob()
-    approved_until: int | None = _time()
+    ak_name: bytes | None = blob()
+    ak_public: bytes | None = blob()
+    approved_until: int | None = moment()
     """Until when one enrollment with another AK, or of a cleared TPM, is accepted."""
-    reset_count: int | None = _time()
-    restart_count: int | None = _time()
-    clock: int | None = _time()
+    reset_count: int | None = moment()
+    restart_count: int | None = moment()
+    clock: int | None = moment()
     clock_safe: bool | None = None
     firmware_version: str | None = None
-    last_attested_at: int | None = _time()
-    last_seen_at: int | None = _time()
+    last_attested_at: int | None = moment()
+    last_seen_at: int | None = moment()
     release_target: str | None = None
     """What it committed last, by its name in the image repository."""
     release_version: str | None = None
@@ -80,7 +63,7 @@ class Station(SQLModel, table=True):
     certificate_serial: str
     budget: int
     used: int = 0
-    created_at: int = _time(nullable=False)
+    created_at: int = moment(nullable=False)
 
 
 class Policy(SQLModel, table=True):
@@ -90,8 +73,8 @@ class Policy(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     model: str
     version: int
-    text: str = _text(nullable=False)
-    created_at: int = _time(nullable=False)
+    text: str = text(nullable=False)
+    created_at: int = moment(nullable=False)
     created_by: str
 
 
@@ -102,50 +85,20 @@ class Enrollment(SQLModel, table=True):
     flow: str
     device_id: str = Field(index=True)
     ek_id: str
-    ak_public: bytes = _blob(nullable=False)
-    ak_name: bytes = _blob(nullable=False)
-    nonce: bytes = _blob(nullable=False)
-    secret: bytes | None = _blob()
+    ak_public: bytes = blob(nullable=False)
+    ak_name: bytes = blob(nullable=False)
+    nonce: bytes = blob(nullable=False)
+    secret: bytes | None = blob()
     pcr_bank: str
     pcrs: str
     boot_log: str
     policy_id: int
-    created_at: int = _time(nullable=False)
+    created_at: int = moment(nullable=False)
     expires_at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
     state: str = "open"
-    evidence_sha256: bytes | None = _blob()
-    answer: bytes | None = _blob()
+    evidence_sha256: bytes | None = blob()
+    answer: bytes | None = blob()
     refusal_id: str | None = None
-
-
-class Certificate(SQLModel, table=True):
-    """Every certificate, from before it was signed. The certificate is `assemble(tbs, signature)`."""
-
-    __table_args__ = (Index("certificate_state", "state"),)
-    serial: str = Field(primary_key=True)
-    issuer: str = "issuing"
-    """The authority that signs it, by its name."""
-    profile: str
-    """Its kind."""
-    profile_id: int | None = None
-    """The row of the certificate profile under which it was issued. None: the built-in one of its kind."""
-    subject: str
-    device_id: str | None = Field(default=None, index=True)
-    enrollment_id: str | None = Field(default=None, unique=True)
-    key_id: bytes = Field(sa_column=Column(LargeBinary, nullable=False, index=True))
-    """The 32 bytes: as text it would be a tenth of the row and of all indexes."""
-    tbs: bytes = _blob(nullable=False)
-    signature: bytes | None = _blob()
-    room: bytes | None = _blob()
-    """Zeros, until the signature stands: a row that grows when it is signed splits its page, and a tenth is wasted."""
-    state: str = "reserved"
-    not_before: int = _time(nullable=False)
-    not_after: int = _time(nullable=False)
-    reserved_at: int = _time(nullable=False)
-    revoke_at: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True, index=True))
-    """When a superseded certificate is revoked: the end of its grace period."""
-    revoked_at: int | None = _time()
-    reason: str | None = None
 
 
 class Attestation(SQLModel, table=True):
@@ -154,12 +107,12 @@ class Attestation(SQLModel, table=True):
     id: str = Field(primary_key=True)
     flow: str
     device_id: str = Field(index=True)
-    at: int = _time(nullable=False)
+    at: int = moment(nullable=False)
     policy_id: int
-    ak_public: bytes = _blob(nullable=False)
-    evidence: bytes = _blob(nullable=False)
+    ak_public: bytes = blob(nullable=False)
+    evidence: bytes = blob(nullable=False)
     boot_log_sha256: str | None = None
-    findings: str = _text(nullable=False)
+    findings: str = text(nullable=False)
 
 
 class BootLog(SQLModel, table=True):
@@ -167,8 +120,8 @@ class BootLog(SQLModel, table=True):
 
     sha256: str = Field(primary_key=True)
     device_id: str
-    at: int = _time(nullable=False)
-    content: bytes = _blob(nullable=False)
+    at: int = moment(nullable=False)
+    content: bytes = blob(nullable=False)
 
 
 class RefusalRow(SQLModel, table=True):
@@ -184,9 +137,9 @@ class RefusalRow(SQLModel, table=True):
     source: str
     own: bool
     """Was the evidence proven to be the device's own? Only then it counts for its health."""
-    expected: str = _text(nullable=False)
-    actual: str = _text(nullable=False)
-    findings: str = _text(nullable=False)
+    expected: str = text(nullable=False)
+    actual: str = text(nullable=False)
+    findings: str = text(nullable=False)
 
 
 class Command(SQLModel, table=True):
@@ -196,14 +149,14 @@ class Command(SQLModel, table=True):
     message_id: str = Field(primary_key=True)
     device_id: str = Field(index=True)
     kind: str
-    body: bytes = _blob(nullable=False)
+    body: bytes = blob(nullable=False)
     state: str = "pending"
-    created_at: int = _time(nullable=False)
-    expires_at: int = _time(nullable=False)
-    next_try_at: int = _time(nullable=False)
+    created_at: int = moment(nullable=False)
+    expires_at: int = moment(nullable=False)
+    next_try_at: int = moment(nullable=False)
     tries: int = 0
     ordered_by: str
-    result: str | None = _text()
+    result: str | None = text()
 
 
 class MqttSession(SQLModel, table=True):
@@ -217,7 +170,7 @@ class MqttSession(SQLModel, table=True):
     up_sequence: int
     trust_version: int
     certificate_serial: str
-    at: int = _time(nullable=False)
+    at: int = moment(nullable=False)
 
 
 class Release(SQLModel, table=True):
@@ -229,8 +182,8 @@ class Release(SQLModel, table=True):
     release_counter: int
     length: int
     sha256: str
-    reference_values: str = _text(nullable=False)
-    published_at: int = _time(nullable=False)
+    reference_values: str = text(nullable=False)
+    published_at: int = moment(nullable=False)
     withdrawn: bool = False
 
 
@@ -241,8 +194,8 @@ class Assignment(SQLModel, table=True):
     target: str
     state: str
     detail: str | None = None
-    assigned_at: int = _time(nullable=False)
-    updated_at: int = _time(nullable=False)
+    assigned_at: int = moment(nullable=False)
+    updated_at: int = moment(nullable=False)
 
 
 class DirectorMetadata(SQLModel, table=True):
@@ -250,8 +203,8 @@ class DirectorMetadata(SQLModel, table=True):
 
     __tablename__ = "director_metadata"
     device_id: str = Field(primary_key=True)
-    version: int = _time(nullable=False)
-    files: str = _text(nullable=False)
+    version: int = moment(nullable=False)
+    files: str = text(nullable=False)
 
 
 class Leaf(SQLModel, table=True):
@@ -260,152 +213,21 @@ class Leaf(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     number: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True, unique=True))
     kind: str = Field(index=True)
-    at: int = _time(nullable=False)
-    salt: bytes | None = _blob()
-    record: bytes | None = _blob()
-    hash: bytes = _blob(nullable=False)
+    at: int = moment(nullable=False)
+    salt: bytes | None = blob()
+    record: bytes | None = blob()
+    hash: bytes = blob(nullable=False)
 
 
 class Checkpoint(SQLModel, table=True):
     """A signed tree head."""
 
     size: int = Field(primary_key=True)
-    root: bytes = _blob(nullable=False)
-    frontier: bytes = _blob(nullable=False)
+    root: bytes = blob(nullable=False)
+    frontier: bytes = blob(nullable=False)
     """The compact range of the tree, so that the next leaves need no old ones."""
-    note: str = _text(nullable=False)
-    at: int = _time(nullable=False)
-
-
-class Crl(SQLModel, table=True):
-    """Each CRL that was signed; the number rises for each authority."""
-
-    authority: str = Field(primary_key=True)
-    number: int = Field(primary_key=True)
-    der: bytes = _blob(nullable=False)
-    this_update: int = _time(nullable=False)
-    next_update: int = _time(nullable=False)
-    covers: int = 0
-    """The newest of the `Revocation` rows that it shows."""
-
-
-class Revocation(SQLModel, table=True):
-    """Each change of a certificate's standing, in its order: what CRLs, OCSP and the broker follow. Never changed."""
-
-    __table_args__ = (Index("revocation_issuer", "issuer", "id"),)
-    id: int | None = Field(default=None, primary_key=True)
-    at: int = _time(nullable=False)
-    issuer: str
-    serial: str = Field(index=True)
-    device_id: str | None = None
-    reason: str | None = None
-    """RFC 5280's; None where a hold was released."""
-    kind: str
-    """`order` of an operator, end of a `grace` period, or `adopted`: out of a CRL, its certificate is unknown here."""
-
-
-class Authority(SQLModel, table=True):
-    """A key that devices trust, and its certificate where it is a CA's: what is rolled over.
-
-    `name` stands in a CA's URLs (`/ca/NAME.pem`, `/crl/NAME.crl`).
-    """
-
-    name: str = Field(primary_key=True)
-    kind: str
-    """`root` or `issuing`: a certificate authority; `command`, `log`, `trust`: a key without certificate."""
-    state: str
-    """`prepared`, `active`, `retiring`, `retired`."""
-    key: str
-    """Its key: a label in the service's token, or a PKCS#11 URI (RFC 7512). Empty where the key is elsewhere."""
-    public_key: bytes = _blob(nullable=False)
-    """SubjectPublicKeyInfo, DER."""
-    certificate: bytes = _blob(nullable=False)
-    """Empty where it has none, or awaits one."""
-    chain: str = "[]"
-    """What stands above it, nearest first, without itself: a list of base64url DER."""
-    others: str = "[]"
-    """More certificates over the same key (cross-signed, or from before it was chained anew): the same form."""
-    created_at: int = _time(nullable=False)
-    activated_at: int | None = _time()
-    retired_at: int | None = _time()
-
-
-class SignatureCount(SQLModel, table=True):
-    """How often each key signed, as far as counted: see `app/signatures.py`."""
-
-    __tablename__ = "signature_count"
-    key_id: str = Field(primary_key=True)
-    key: str
-    """What it was called when it signed last."""
-    count: int = _time(nullable=False)
-    since: int = _time(nullable=False)
-    at: int = _time(nullable=False)
-
-
-class SignatureBatch(SQLModel, table=True):
-    """What a CA key signed, about a second of it in one row: the SHA-256 of each message, one after the other."""
-
-    __tablename__ = "signature_batch"
-    id: int | None = Field(default=None, primary_key=True)
-    key_id: str = Field(index=True)
-    at: int = _time(nullable=False)
-    digests: bytes = _blob(nullable=False)
-
-
-class SignatureIntent(SQLModel, table=True):
-    """What a CA key is about to sign beside certificates: a `crl`, a `request`. Written before it signs, and kept."""
-
-    __tablename__ = "signature_intent"
-    digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
-    """SHA-256 of the to-be-signed bytes."""
-    kind: str
-    at: int = _time(nullable=False)
-
-
-class Bundle(SQLModel, table=True):
-    """Each trust bundle that was published, as devices hold it."""
-
-    version: int = Field(primary_key=True)
-    content: bytes = _blob(nullable=False)
-    published_at: int = _time(nullable=False)
-    published_by: str
-
-
-class Profile(SQLModel, table=True):
-    """Each version of each certificate profile, in TOML. The highest version is in force."""
-
-    __table_args__ = (UniqueConstraint("name", "version"),)
-    id: int | None = Field(default=None, primary_key=True)
-    name: str
-    version: int
-    text: str = _text(nullable=False)
-    created_at: int = _time(nullable=False)
-    created_by: str
-
-
-class EstToken(SQLModel, table=True):
-    """A one-time token with which one device enrolls by EST; stored as its hash."""
-
-    __tablename__ = "est_token"
-    token_sha256: str = Field(primary_key=True)
-    device_id: str = Field(index=True)
-    profile: str | None = None
-    created_at: int = _time(nullable=False)
-    expires_at: int = _time(nullable=False)
-    used_at: int | None = _time()
-    revoked_at: int | None = _time()
-    created_by: str
-
-
-class EstRequest(SQLModel, table=True):
-    """A key for which a device asked by EST and which an operator approves, once. Gone when it was used."""
-
-    __tablename__ = "est_request"
-    device_id: str = Field(primary_key=True)
-    key_id: str = Field(primary_key=True)
-    asked_at: int = _time(nullable=False)
-    approved_until: int | None = _time()
-    approved_by: str | None = None
+    note: str = text(nullable=False)
+    at: int = moment(nullable=False)
 
 
 class EkRoot(SQLModel, table=True):
@@ -413,17 +235,17 @@ class EkRoot(SQLModel, table=True):
 
     __tablename__ = "ek_root"
     fingerprint: str = Field(primary_key=True)
-    der: bytes = _blob(nullable=False)
-    subject: bytes = _blob(nullable=False)
+    der: bytes = blob(nullable=False)
+    subject: bytes = blob(nullable=False)
     subject_key: str
     """The same for every encoding of one name (`attestation.names.name_key`)."""
     manufacturer: str = Field(index=True)
     role: str
-    source: str = _text(nullable=False)
+    source: str = text(nullable=False)
     """The file that it came in, and its place there."""
-    imported_at: int = _time(nullable=False)
+    imported_at: int = moment(nullable=False)
     imported_by: str
-    removed_at: int | None = _time()
+    removed_at: int | None = moment()
     removed_by: str | None = None
     changed: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
     """Rises with each change of the store, over all rows: whoever holds a copy sees that it is old."""
@@ -435,7 +257,7 @@ class Operator(SQLModel, table=True):
     name: str = Field(primary_key=True)
     role: str
     token_sha256: str = Field(unique=True)
-    created_at: int = _time(nullable=False)
+    created_at: int = moment(nullable=False)
 
 
 class Lease(SQLModel, table=True):
@@ -443,4 +265,4 @@ class Lease(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     holder: str
-    expires_at: int = _time(nullable=False)
+    expires_at: int = moment(nullable=False)

@@ -16,7 +16,8 @@ pytest.importorskip("tpm2_pytss")
 from device_agent.identity import IdentityStore
 from device_agent.tpm import TpmAccess
 from provisioning.app.children import kill_child, start_child, stop_child
-from provisioning.db.tables import Certificate, Command
+from provisioning.db.ca_tables import Certificate
+from provisioning.db.tables import Command
 from tests.integration.agent_stack import AGENT, agent, running_stack, wait_for
 
 KILLER = Path(__file__).with_name("agent_killed_at.py")

@@ -13,7 +13,8 @@ pytest.importorskip("tpm2_pytss")
 from lab.proxies import HostileBroker, drop_every, forge, honest, reorder, replay
 from provisioning.app.broker import broker_socket
 from provisioning.db import commands, enrollments
-from provisioning.db.tables import RefusalRow, table_of
+from provisioning.db.columns import table_of
+from provisioning.db.tables import RefusalRow
 from provisioning.revoking import revoke_device
 from tests.integration.agent_stack import running_stack, wait_for
 from tests.support.processes import children

@@ -139,7 +139,8 @@ def test_a_device_of_an_imported_ca_enrolls_by_a_policy_that_names_it_and_no_mor
 def leaves_of(stack):
     from sqlalchemy import select
 
-    from provisioning.db.tables import Leaf, table_of
+    from provisioning.db.columns import table_of
+    from provisioning.db.tables import Leaf
 
     leaf = table_of(Leaf)
     return stack.read(lambda tx: list(tx.execute(select(leaf).where(leaf.c.kind == "ek-roots"))))

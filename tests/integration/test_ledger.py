@@ -6,10 +6,11 @@ import threading
 import pytest
 from sqlalchemy import insert, select
 
+from provisioning.db.columns import table_of
 from provisioning.db.lane import Lane, LaneSlow
 from provisioning.db.ledger import Ledger
 from provisioning.db.store import open_sqlite
-from provisioning.db.tables import Lease, table_of
+from provisioning.db.tables import Lease
 from provisioning.refusals import NotFound, StorageUnavailable
 
 LEASES = table_of(Lease)
