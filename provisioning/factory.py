@@ -96,7 +96,8 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
         try:
             ek_id = _ek_id(registration)
         except Refusal as refusal:
-            findings.append(Finding(where, "one EK certificate, or one EK", refusal.title))
+            what = "an EK certificate" if registration.ek_certificate is not None else "an EK"
+            findings.append(Finding(where, what, refusal.title))
             continue
         numbers.append(number)
         rows.append(

@@ -140,10 +140,7 @@ class SignedTime:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One device that a factory station vouches for, by exactly one of the last three.
-
-    Its EK certificate (DER); or its EK alone, as TPMT_PUBLIC or as the SHA-256 of its SubjectPublicKeyInfo.
-    """
+    """A device that a station vouches for, by one of: EK certificate (DER), EK (TPMT_PUBLIC), SHA-256 of its SPKI."""
 
     serial: Identifier
     model: Identifier

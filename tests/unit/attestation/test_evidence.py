@@ -44,6 +44,7 @@ from provisioning.refusals import (
     DeviceKeyAttributesRefused,
     DeviceKeyNotCertified,
     DeviceKeyReused,
+    OnlySha1Banks,
     PcrSelectionWrong,
     PcrsNotAccepted,
     PcrValuesNotQuoted,
@@ -525,9 +526,14 @@ def test_the_policys_order_of_banks_decides():
     both = replace(POLICY, pcrs={**POLICY.pcrs, "sha384": {7: frozenset({bytes(48)})}})
     assert select_pcrs(both, ("sha1", "sha256", "sha384")) == PcrSelection("sha384", (7,))
     assert select_pcrs(both, ("sha256",)) == PcrSelection("sha256", PCRS)
-    for offered in ((), ("sha1",), ("SHA256",)):
+    for offered in ((), ("SHA256",), ("sha1", "sha512")):
         with pytest.raises(BankRefused):
             select_pcrs(both, offered)
+
+
+def test_a_machine_with_no_bank_but_sha1_is_refused_by_that_name():
+    with pytest.raises(OnlySha1Banks):
+        select_pcrs(POLICY, ("sha1",))
 
 
 # --- time (checks 16, 17) -----------------------------------------------------------------------------------------
