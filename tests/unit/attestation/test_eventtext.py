@@ -280,6 +280,65 @@ def test_a_database_is_told_entry_by_entry():
     assert digest == {"type": "sha256", "value": "07" * 32, "owner": "Microsoft"}
 
 
+SIGNATURE_TYPES = {
+    "a5c059a1-94e4-4aa7-87b5-ab155c2bf072": "x509",
+    "c1c41626-504c-4092-aca9-41f936934328": "sha256",
+    "826ca512-cf10-4ac9-b187-be01496631bd": "sha1",
+    "0b6e5233-a65c-44c9-9407-d9ab83bfc8bd": "sha224",
+    "ff3e5307-9fd0-48c9-85f1-8ad56c701e01": "sha384",
+    "093e0fae-a6c4-4f50-9f1b-d41e2b89c19a": "sha512",
+    "57347f87-7a9b-403a-b93c-dc4afb7a0ebc": "sm3",
+    "3c5766e8-269c-4e34-aa14-ed776e85b3b6": "rsa2048",
+    "3bd2a492-96c0-4079-b420-fcf98ef103ed": "x509-sha256",
+    "00000000-0000-0000-0000-00000000000f": "00000000-0000-0000-0000-00000000000f",
+}
+
+
+@pytest.mark.parametrize(("guid", "name"), SIGNATURE_TYPES.items())
+def test_a_signature_list_has_its_type(guid, name):
+    data = variable("dbx", signature_list(UUID(guid).bytes_le, b"\1" * 40, header=b"head"))
+    (entry,) = decode(CONFIG, data, {}).details["signatures"]
+    assert entry["type"] == name
+    shortened = name not in {"sha1", "sha224", "sha256", "sha384", "sha512", "sm3"}
+    assert entry.get("value", "x509") == (
+        "x509" if name == "x509" else "01" * 32 + "… (40 bytes)" if shortened else "01" * 40
+    )
+
+
+def test_lists_without_entries_are_empty():
+    assert decode(CONFIG, variable("dbx", signature_list(SHA256_LIST)), {}).text == "dbx: empty"
+
+
+@pytest.mark.parametrize(("size", "name"), [(20, "sha1"), (32, "sha256"), (48, "sha384"), (64, "sha512"), (33, None)])
+def test_a_hash_that_vouched_is_known_by_its_size(size, name):
+    details = decode(AUTHORITY, variable("db", MICROSOFT + bytes(size)), {}).details
+    assert details.get("signature", {}).get("type") == name
+    assert name is None or details["signature"] == {"type": name, "value": "00" * size, "owner": "Microsoft"}
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"abc", "abc"),
+        (b"abc\0\0\0", "abc"),
+        (ucs2("abc"), "abc"),
+        (ucs2("a"), "a"),
+        (ucs2("abя"), "abя"),
+        (ucs2("aя"), "61004f04"),  # more than half of the high bytes must be zero
+        (b"a\0b", "610062"),
+        (b"a\0\1\0", "61000100"),
+        (b"tab\tline\r\n", "tab\\tline\\r\\n"),
+        (b"\x1b[31m", "1b5b33316d"),
+        (b"\xff", "ff"),
+        (b"\0\0", "0000"),
+        (b"", ""),
+        ("größe".encode(), "größe"),
+    ],
+)
+def test_strings_are_told_from_bytes(data, text):
+    assert decode(0x05, data, {}).text == text
+
+
 def test_a_certificate_that_nobody_can_read_has_its_fingerprint():
     junk = b"\x30\x82\0\1\0"
     told = decode(AUTHORITY, variable("db", MICROSOFT + junk), {}).details["signature"]

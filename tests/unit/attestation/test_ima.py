@@ -261,7 +261,11 @@ def test_signatures_are_taken_apart():
     for wrong in (b"", SIGNATURE[:8], SIGNATURE + b"\0", b"\1" + SIGNATURE[1:], b"\3\1" + SIGNATURE[2:]):
         with pytest.raises(MalformedData):
             ima_fields.signature_of(wrong)
-    assert ima_fields.signature_of(b"\3\2\x63" + SIGNATURE[3:]).hash == "hash 99"
+    hashes = {0: "md4", 2: "sha1", 4: "sha256", 5: "sha384", 6: "sha512", 17: "sm3", 22: "sha3-512", 23: "hash 23"}
+    for number, hash_name in hashes.items():
+        assert ima_fields.signature_of(b"\3\2" + bytes([number]) + SIGNATURE[3:]).hash == hash_name
+    for number, kind in ((3, "ima"), (5, "evm-portable"), (6, "verity")):
+        assert ima_fields.signature_of(bytes([number, 3]) + SIGNATURE[2:]).kind == kind
 
 
 @pytest.mark.parametrize(
