@@ -22,7 +22,7 @@ from provisioning.refusals import (
     StationUnknown,
 )
 from provisioning.service import Service
-from wire.messages import Registered, Registration, RegistrationRequest
+from wire.factory import Registered, Registration, RegistrationRequest
 
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 """Also an X520SerialNumber, so that it can stand in a certificate as it is."""

@@ -17,7 +17,7 @@ from provisioning.journal import leaf
 from provisioning.refusals import BudgetSpent, RegistrationMalformed, SerialTaken, StationUnknown
 from provisioning.service import Service
 from wire.codec import b64url
-from wire.messages import IdevidIssued, IdevidRequest
+from wire.factory import IdevidIssued, IdevidRequest
 
 REQUEST_PREFIX = "idevid."
 """What stands before the id of a request for an IDevID."""

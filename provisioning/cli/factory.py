@@ -9,6 +9,7 @@ import typer
 
 from provisioning.cli.client import Client, RefusedByService, operator, segment, station
 from provisioning.cli.failures import Failed, Mistaken, naming
+from provisioning.cli.idevid import idevid
 from provisioning.cli.output import (
     DataDir,
     Format,
@@ -20,7 +21,6 @@ from provisioning.cli.output import (
     print_records,
     show,
 )
-from provisioning.cli.idevid import idevid
 from provisioning.config import DataDirectory
 from wire.codec import unb64url
 
@@ -30,7 +30,10 @@ _ROW = re.compile(r"devices\[(\d{1,4})\]")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The station's name.")]
 Budget = Annotated[int, typer.Option(min=0, max=BUDGET_MOST, metavar="N", help="How many devices it may register.")]
-File = Annotated[Path, typer.Argument(metavar="FILE.csv", help="UTF-8; header: serial,model and ek_certificate, ek_public or ek_sha256")]
+File = Annotated[
+    Path,
+    typer.Argument(metavar="FILE.csv", help="UTF-8; header: serial,model and ek_certificate, ek_public or ek_sha256"),
+]
 Station = Annotated[str, typer.Option("--station", metavar="NAME", help="Which station vouches.")]
 
 
@@ -72,7 +75,7 @@ def list_stations(data_dir: DataDir = None, output: Output = Format.TABLE) -> No
 def register(file: File, station_name: Station, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Register the devices of a CSV file: all of them, or none."""
     from provisioning.cli.registration import read_registrations
-    from wire.messages import RegistrationRequest
+    from wire.factory import RegistrationRequest
 
     directory = directory_of(data_dir)
     rows = read_registrations(file)

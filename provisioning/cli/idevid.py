@@ -35,7 +35,7 @@ def idevid(
 ) -> None:
     """Register a device without a TPM, and write its IDevID and the CA above it beside the request."""
     from ota.files import replace_file
-    from wire.messages import IdevidRequest
+    from wire.factory import IdevidRequest
 
     directory = directory_of(data_dir)
     target = out or file.with_suffix(".pem")

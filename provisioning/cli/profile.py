@@ -13,9 +13,7 @@ PROFILE_MOST = 16 * 1024
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="TOML.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The profile's name.")]
-Version = Annotated[
-    int | None, typer.Option("--version", metavar="N", min=0, help="Another than that in force.")
-]
+Version = Annotated[int | None, typer.Option("--version", metavar="N", min=0, help="Another than that in force.")]
 
 
 def add_to(app: typer.Typer) -> None:

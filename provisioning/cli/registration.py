@@ -12,7 +12,7 @@ from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public
 from provisioning.cli.failures import Failed
 from provisioning.cli.output import clean
 from provisioning.refusals import Refusal
-from wire.messages import Registration
+from wire.factory import Registration
 
 WAYS = ("ek_certificate", "ek_public", "ek_sha256")
 """How the third column names a device's EK. The last two are a trust level of their own: a policy must allow it."""

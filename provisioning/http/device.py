@@ -18,15 +18,8 @@ from provisioning.idevids import issue_idevid
 from provisioning.refusals import Busy, RequestMalformed
 from provisioning.rotation import store_boot_log
 from provisioning.updates import director_file
-from wire.messages import (
-    BOOT_LOG_MOST,
-    ENROLLMENT_BODY_MOST,
-    EVIDENCE_BODY_MOST,
-    EnrollmentRequest,
-    Evidence,
-    IdevidRequest,
-    RegistrationRequest,
-)
+from wire.factory import IdevidRequest, RegistrationRequest
+from wire.messages import BOOT_LOG_MOST, ENROLLMENT_BODY_MOST, EVIDENCE_BODY_MOST, EnrollmentRequest, Evidence
 
 REGISTRATION_BODY_MOST = 16 * 1024 * 1024
 """Bytes: a thousand registrations with an EK certificate each."""

@@ -22,7 +22,7 @@ from provisioning.app.children import start_child, stop_child
 from provisioning.db import devices
 from provisioning.factory import StationIdentity
 from tests.support.service import make_installation, running_service
-from wire.messages import Registration, RegistrationRequest
+from wire.factory import Registration, RegistrationRequest
 
 CONF = Path(__file__).resolve().parents[2] / ".tools" / "openssl-tpm2.cnf"
 SERVE = "import sys; from pathlib import Path; from provisioning.app.supervisor import supervise; "

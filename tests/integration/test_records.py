@@ -14,7 +14,7 @@ from provisioning.db import leaves
 from provisioning.factory import StationIdentity
 from provisioning.refusals import RegistrationMalformed
 from tests.support.service import csr, make_installation, running_service
-from wire.messages import Registration, RegistrationRequest
+from wire.factory import Registration, RegistrationRequest
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from provisioning.factory import StationIdentity, add_station, register
 from provisioning.revoking import revoke_device
 from tests.support.crls import publish_crl
 from tests.support.service import csr, make_installation, running_service
-from wire.messages import RegistrationRequest
+from wire.factory import RegistrationRequest
 
 ENROLLED = 3
 

@@ -19,7 +19,7 @@ from provisioning.app.installation import Installation, initialize
 from provisioning.config import DataDirectory, load_config
 from provisioning.factory import StationIdentity
 from provisioning.service import Service
-from wire.messages import Registration, RegistrationRequest
+from wire.factory import Registration, RegistrationRequest
 
 NAME = "muster.test"
 

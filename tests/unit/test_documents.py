@@ -11,7 +11,7 @@ from ota import refusals as update_refusals
 from provisioning import config, refusals
 from provisioning.http import device, public
 from provisioning.http.problems import STATUS
-from wire import binding, messages
+from wire import binding, factory, messages
 from wire.problems import PREFIX, REACTION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,8 +53,9 @@ def name_of(path: Path) -> str:
 
 WIRE = [
     kind
-    for kind in vars(messages).values()
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == messages.__name__
+    for module in (messages, factory)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
 ]
 PLAIN = [kind for kind in WIRE if not issubclass(kind, messages.Message) or kind is messages.Message]
 
