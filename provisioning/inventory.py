@@ -245,6 +245,7 @@ def _device(row: Record) -> Json:
         "health": row.health,
         "station": row.station,
         "ek_id": row.ek_id,
+        "ek_trust": row.ek_trust,
         "registered": _time(row.registered_at),
         "last_attested": _time(row.last_attested_at),
         "last_seen": _time(row.last_seen_at),

@@ -30,8 +30,7 @@ BootLogRule = Literal["none", "optional", "required"]
 class EnrollmentRequest:
     """Step 1, device to service: which TPM this is and which AK it will quote with.
 
-    `serial` is the name under which the device believes to be registered; where it is given it must be the record's.
-    `ek_public` (TPMT_PUBLIC) stands in place of the certificate for a TPM that was registered by its key alone.
+    `serial`, if given, must be the record's. `ek_public` (TPMT_PUBLIC) is of a TPM that holds no certificate.
     """
 
     ak_public: TpmStructure

@@ -50,8 +50,8 @@ class _Records:
     """Serial to the SHA-256 of the to-be-signed bytes."""
     attestations: Counter[tuple[str, str, bytes]] = field(default_factory=Counter)
     """Device, flow, SHA-256 of the evidence."""
-    registrations: dict[str, tuple[str, str, str]] = field(default_factory=dict)
-    """Device to serial, EK (empty where it has none) and assurance."""
+    registrations: dict[str, tuple[str, str, str, str]] = field(default_factory=dict)
+    """Device to serial, EK (empty where it has none), assurance, and on what the trust in the EK rests."""
 
 
 def check_installation(tx: Connection, authorities: Authorities, keys: LogKeys, now: datetime) -> Report:
@@ -88,7 +88,8 @@ def _remember(found: _Records, kind: str, record: dict[str, str]) -> None:
         found.attestations[record["device"], record["flow"], unb64url(record["evidence"])] += 1
     else:
         assurance = record.get("assurance", "attested")
-        found.registrations[record["device"]] = (record["serial"], record["ek"], assurance)
+        trust = record.get("trust", "certificate")
+        found.registrations[record["device"]] = (record["serial"], record["ek"], assurance, trust)
 
 
 def _attestations(tx: Connection, records: _Records, report: Report) -> dict[str, tuple[str, str]]:
@@ -167,7 +168,7 @@ def _renewals(others: list[_Other], proven: set[tuple[str, bytes]], records: _Re
     """LDevIDs that answer no challenge: by EST, of a device without a TPM, or over a key that was attested."""
     for serial, device, key, request in others:
         by_est = request is not None and request.startswith(REQUEST_PREFIX)
-        _, _, assurance = records.registrations.get(device or "", ("", "", "attested"))
+        _, _, assurance, _ = records.registrations.get(device or "", ("", "", "attested", ""))
         if not by_est or (assurance == "attested" and (device, key) not in proven):
             evidence.faults.append(f"certificate {serial} of {device}: no attestation answers its challenge")
 
@@ -221,9 +222,9 @@ def _devices(tx: Connection, records: _Records, report: Report) -> None:
             other = active.setdefault(row.ek_id, row.id)
             if other != row.id:
                 single.faults.append(f"device {row.id}: {other} is in service with the same EK")
-        if records.registrations.get(row.id) != (row.serial, row.ek_id or "", row.assurance):
+        if records.registrations.get(row.id) != (row.serial, row.ek_id or "", row.assurance, row.ek_trust):
             registered.faults.append(
-                f"device {row.id}: its serial, EK or assurance is not what the log says was registered"
+                f"device {row.id}: its serial, EK, assurance or trust is not what the log says was registered"
             )
         if row.ek_trust == "certificate" and not _is_ek(row.ek_certificate, row.ek_id):
             registered.faults.append(f"device {row.id}: its EK certificate is of another key than its record says")

@@ -15,7 +15,7 @@ POLICY_MOST = 128 * 1024
 PEM_MOST = 256 * 1024
 _FILE_LINE = re.compile(r"(?P<indent>\s*)certificate_file\s*=\s*(?P<value>\"[^\"]*\"|'[^']*')\s*(?:#.*)?")
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="TOML; ek_roots may name certificate_file = PATH.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="TOML; roots may name certificate_file = PATH.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 
 
@@ -91,10 +91,11 @@ def _decoded(file: Path, data: bytes) -> str:
 
 def _files_of(file: Path, text: str) -> list[Any]:
     try:
-        roots = tomllib.loads(text).get("ek_roots", [])
+        parsed = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end
         raise Failed(f"{file}: is not TOML: {error}; correct that line") from error
-    tables = roots if isinstance(roots, list) else []
+    found = [parsed.get(name, []) for name in ("ek_roots", "identity_roots")]
+    tables = [table for roots in found if isinstance(roots, list) for table in roots]
     return [root["certificate_file"] for root in tables if isinstance(root, dict) and "certificate_file" in root]
 
 
