@@ -1,6 +1,6 @@
 """TCG boot event logs: parsed strictly, replayed, and only then believed (check 13).
 
-TCG PC Client Platform Firmware Profile (PFP) 1.06, section 10 (event logging). All integers are little-endian. An
+TCG PC Client Platform Firmware Profile (PFP) 1.05, section 10 (event logging). All integers are little-endian. An
 event's digest is what the TPM vouches for once the log replays; its data is believed only where the digest is over it
 (`eventtext.measured`).
 """
@@ -60,7 +60,7 @@ _HCRTM_LOCALITY = 4
 _OWN_LOG_PCRS = frozenset({10})
 """IMA extends PCR 10 and keeps a log of its own."""
 _DYNAMIC_PCRS = range(17, 23)
-"""PCRs 17 to 22 start with all bits set (PFP 1.06, 4.6.2)."""
+"""PCRs 17 to 22 start with all bits set (PFP 1.05, 4.6.2)."""
 
 
 LOGS_KEPT = 16
@@ -135,7 +135,7 @@ def parse_event_log(data: bytes) -> EventLog:
 
 @lru_cache(maxsize=LOGS_KEPT)
 def replay(log: EventLog, bank: str) -> Mapping[int, bytes]:
-    """The PCR values that the log's extends give in this bank, for every PCR (PFP 1.06, 10.2.5; Part 1, 17.2).
+    """The PCR values that the log's extends give in this bank, for every PCR (PFP 1.05, 10.2.5; Part 1, 17.2).
 
     Of a bank of `log.partial` they are only what its digests give. SHA-1 is for display: no verdict rests on it.
     """
@@ -178,7 +178,7 @@ def verify_replay(log: EventLog, bank: str, quoted: Mapping[int, bytes]) -> None
 
 
 def _locality(events: list[Event]) -> int:
-    """What is in PCR 0 before anything is extended: the startup locality (PFP 1.06, 10.4.5.3), or 4 after an H-CRTM.
+    """What is in PCR 0 before anything is extended: the startup locality (PFP 1.05, 10.4.5.3), or 4 after an H-CRTM.
 
     With an H-CRTM the TPM sets PCR 0 to 4 and extends it before TPM2_Startup, whose locality has no effect then
     (TPM 2.0 Library, Part 1, 34.3).
@@ -198,7 +198,7 @@ def _locality(events: list[Event]) -> int:
 
 
 def _spec_id(data: bytes) -> dict[int, int]:
-    """TCG_EfiSpecIDEvent: the digest algorithms and sizes of all events behind it (PFP 1.06, 10.4.5.1)."""
+    """TCG_EfiSpecIDEvent: the digest algorithms and sizes of all events behind it (PFP 1.05, 10.4.5.1)."""
     reader = _Reader(data)
     reader.take(len(_SPEC_ID) + 8, "specification version")
     sizes: dict[int, int] = {}
@@ -236,13 +236,13 @@ class _Layout:
 
 
 def _sha1_event(reader: "_Reader", number: int) -> Event:
-    """TCG_PCClientPCREvent (PFP 1.06, 10.2.1)."""
+    """TCG_PCClientPCREvent (PFP 1.05, 10.2.1)."""
     pcr, event_type, digest, size = reader.fields(_SHA1_EVENT, f"event {number}")
     return _event(number, pcr, event_type, {"sha1": digest}, reader.take(size, f"event {number}"))
 
 
 def _agile_event(reader: "_Reader", layout: _Layout, number: int) -> Event:
-    """TCG_PCR_EVENT2 (PFP 1.06, 10.2.2): digests of announced algorithms, no other, none twice."""
+    """TCG_PCR_EVENT2 (PFP 1.05, 10.2.2): digests of announced algorithms, no other, none twice."""
     found = reader.peek(layout.whole)
     if found is not None and found[2] == len(layout.algorithms) and found[3:-1:2] == layout.algorithms:
         reader.take(layout.whole.size, "event")

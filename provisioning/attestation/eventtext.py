@@ -1,6 +1,6 @@
 """Events of a boot log in words, for an operator who must see what a device booted. Text of the log, not proof.
 
-TCG PC Client Platform Firmware Profile (PFP) 1.06, 10.4.1 (event types). Where the digest is over the data and does
+TCG PC Client Platform Firmware Profile (PFP) 1.05, 10.4.1 (event types). Where the digest is over the data and does
 not match it, the text says so: then the words are the log's invention. Nothing here raises, whatever the bytes, and no
 verdict rests on it: `decode` is called when somebody reads.
 """

@@ -1,6 +1,6 @@
 """Events of devices that speak SPDM, and tagged events (Windows, systemd, the Linux EFI stub), in words.
 
-DEVICE_SECURITY_EVENT_DATA: PFP 1.06, 10.2.7. TCG_PCClientTaggedEvent: PFP 1.06, 10.2.4. The tags' numbers are those
+DEVICE_SECURITY_EVENT_DATA and TCG_PCClientTaggedEvent: PFP 1.05 and 1.06, section 10. The tags' numbers are those
 of Microsoft's wbcl.h, systemd's boot loader and Linux's libstub.
 """
 
@@ -11,8 +11,16 @@ from provisioning.attestation.eventtext_variables import Told
 
 _SPDM_1, _SPDM_2 = b"SPDM Device Sec\0", b"SPDM Device Sec2"
 _DEVICES = {0: "no device type", 1: "PCI", 2: "USB"}
-_AUTHENTICATED = {0: "authenticated", 1: "no authority", 2: "no binding", 3: "failed"}
+_AUTHENTICATED = {
+    0: "authenticated",
+    1: "no authority",
+    2: "no binding",
+    3: "failed: no signature",
+    4: "failed: invalid",
+    0xFF: "no SPDM",
+}
 _SUBHEADERS = {0: "measurement block", 1: "certificate chain", 2: "OEM measurement"}
+_MEASUREMENTS = 0
 _AGGREGATION = 0x40000000
 _DEPTH_MOST = 4
 _TAGS_MOST = 256
@@ -100,12 +108,24 @@ def _spdm_1(cursor: Cursor) -> Told:
 def _spdm_2(cursor: Cursor) -> Told:
     version, state, _, _, device, kind, size, uid = cursor.unpack("HBBIIIIQ", "header")
     path = device_path(cursor.take(cursor.u64("device path length"), "device path"))
-    sub = hex_of(cursor.take(size, "sub-header"))
+    sub = cursor.take(size, "sub-header")
     fields: Details = {"version": version, "authentication": _AUTHENTICATED.get(state, f"{state:#x}")}
     fields |= {"device": _device(device), "kind": _SUBHEADERS.get(kind, f"{kind:#x}"), "uid": f"{uid:#x}"}
-    fields |= {"path": path, "sub_header": sub, "context": hex_of(cursor.rest())}
+    fields |= {"path": path, "sub_header": hex_of(sub), "context": hex_of(cursor.rest())}
+    if kind == _MEASUREMENTS:
+        fields |= _measurements(Cursor(sub))
     words = f"{_device(device)} device {path}, {fields['kind']}, {fields['authentication']}"
     return words, fields
+
+
+def _measurements(cursor: Cursor) -> Details:
+    """SPDM's measurement blocks: an index and a measurement each."""
+    version, count, _, algorithm = cursor.unpack("HBBI", "measurements")
+    blocks: list[Details] = []
+    for _ in range(count):
+        index, _, size = cursor.unpack("BBH", "measurement block")
+        blocks.append({"index": index, "measurement": hex_of(cursor.take(size, "measurement"))})
+    return {"spdm_version": f"{version:#x}", "hash_algorithm": f"{algorithm:#x}", "measurements": blocks}
 
 
 def _device(number: int) -> str:

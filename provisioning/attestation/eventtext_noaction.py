@@ -1,4 +1,4 @@
-"""EV_NO_ACTION events of a boot log in words: they extend nothing and say how to read the others (PFP 1.06, 10.4.5)."""
+"""EV_NO_ACTION events of a boot log in words: they extend nothing and say how to read the others (PFP 1.05, 10.4.5)."""
 
 from collections.abc import Callable
 

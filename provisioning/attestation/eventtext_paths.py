@@ -1,4 +1,4 @@
-"""UEFI device paths as text, as boot managers and shells show them (UEFI 2.10, 10.3 and 10.6.1)."""
+"""UEFI device paths as text, as boot managers and shells show them (UEFI 2.10, 10.3 and 10.6)."""
 
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address

@@ -1,6 +1,6 @@
 """Firmware blobs, tables, partitions, images, strings and separators of a boot log in words.
 
-PFP 1.06, 10.2 (structures) and 10.4 (events).
+PFP 1.05, 10.2 (structures) and 10.4 (events).
 """
 
 from provisioning.attestation.eventtext_paths import device_path, file_of

@@ -1,6 +1,6 @@
 """A cursor over an event's data, and what strings, GUIDs and opaque bytes look like to a person.
 
-All integers are little-endian (PFP 1.06, 10.1; UEFI 2.10, 1.9.1). Lengths come from the log: each is checked before
+All integers are little-endian. Lengths come from the log: each is checked before
 anything is read, and what does not fit is `MalformedData`, which only the text knows of, never the verdict.
 """
 

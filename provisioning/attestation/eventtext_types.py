@@ -1,6 +1,7 @@
 """The names of event types in boot logs.
 
-TCG PC Client Platform Firmware Profile (PFP) 1.06, 10.4.1; the TXT types are Intel's (TXT Software Development Guide).
+TCG PC Client Platform Firmware Profile (PFP) 1.05, 10.4.1, and what 1.06 added. The TXT types are Intel's (TXT
+Software Development Guide).
 """
 
 EV_POST_CODE = 0x00000001

@@ -1,6 +1,6 @@
 """UEFI variables of a boot log in words: Secure Boot's state and databases, boot options, boot order.
 
-UEFI_VARIABLE_DATA: PFP 1.06, 10.2.6. Boot options: UEFI 2.10, 3.1.3. What MokList and the others of shim mean: shim's
+UEFI_VARIABLE_DATA: PFP 1.05, 10.2.6. Boot options: UEFI 2.10, 3.1.3. What MokList and the others of shim mean: shim's
 own documents.
 """
 

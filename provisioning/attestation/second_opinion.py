@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from provisioning.attestation.algorithms import DIGEST, DIGEST_BYTES, ECDSA, HASH_NAMES, MAX_PCR, RSAPSS, RSASSA
+from provisioning.attestation.algorithms import DIGEST, DIGEST_BYTES, ECDSA, HASH_NAMES, RSAPSS, RSASSA
 from provisioning.attestation.attestation_key import AttestationKey, verify_attestation_key
 from provisioning.attestation.keys import PublicKey, verify_allowed, verify_signature
 from provisioning.attestation.structures import QuoteAttest, QuotedPcrs, Scheme, Signature, parse_quote, parse_signature
@@ -131,8 +131,6 @@ def _serialised(data: bytes) -> tuple[int, tuple[int, ...], list[bytes]]:
     bank, select_bytes, bitmap = _SELECTION.unpack_from(data, 4)
     bits = int.from_bytes(bitmap[: min(select_bytes, _SELECT_MOST)], "little")
     pcrs = tuple(pcr for pcr in range(8 * _SELECT_MOST) if bits >> pcr & 1)
-    if pcrs and pcrs[-1] > MAX_PCR:
-        raise PcrSelectionWrong(expected=f"PCRs 0 to {MAX_PCR}", actual=_shown(bank, pcrs))
     values = []
     for number in range(count):
         at = lists_at + 4 + number * list_bytes

@@ -93,8 +93,8 @@ SPEC_03 = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 106, 2, 2)
 SPEC_03 += struct.pack("<HHHH", 4, 20, 0x0B, 32) + b"\2ab"
 PLATFORM = struct.pack("<I", 11129) + DISK.bytes_le + sized("Maker") + sized("Box") + sized("2") + sized("Firm")
 PLATFORM += struct.pack("<I", 7) + sized("1.9")
-SPDM_2 = b"SPDM Device Sec2" + struct.pack("<HBBIIIIQ", 2, 0, 0, 0, 1, 0, 4, 9)
-SPDM_2 += struct.pack("<Q", len(END)) + END + b"\1\2\3\4" + b"\x86\x80"
+SPDM_2 = b"SPDM Device Sec2" + struct.pack("<HBBIIIIQ", 2, 0, 0, 0, 1, 0, 14, 9) + struct.pack("<Q", len(END)) + END
+SPDM_2 += struct.pack("<HBBI", 0x12, 1, 0, 2) + struct.pack("<BBH", 5, 1, 2) + b"\xaa\xbb" + b"\x86\x80"
 MICROCODE = struct.pack("<8I", 1, 0xB4, 0x07152023, 0xA0671, 0, 0, 0, 0) + bytes(16)
 FINGERPRINT = hashlib.sha256(CERTIFICATE).hexdigest()[:16]
 
@@ -529,6 +529,22 @@ def test_partitions_are_told_field_by_field():
     }
 
 
+@pytest.mark.parametrize(
+    ("state", "kind", "told"),
+    [
+        (1, 1, "PCI device , certificate chain, no authority"),
+        (2, 2, "PCI device , OEM measurement, no binding"),
+        (3, 9, "PCI device , 0x9, failed: no signature"),
+        (4, 1, "PCI device , certificate chain, failed: invalid"),
+        (0xFF, 1, "PCI device , certificate chain, no SPDM"),
+        (7, 1, "PCI device , certificate chain, 0x7"),
+    ],
+)
+def test_a_device_says_whether_it_was_authenticated(state, kind, told):
+    head = b"SPDM Device Sec2" + struct.pack("<HBBIIIIQ", 2, state, 0, 0, 1, kind, 0, 9)
+    assert decode(0x800000E1, head + struct.pack("<Q", 0), {}).text == told
+
+
 def test_devices_are_told_field_by_field():
     details = decode(0x800000E2, SPDM_2, {}).details
     assert details == {
@@ -538,8 +554,11 @@ def test_devices_are_told_field_by_field():
         "kind": "measurement block",
         "uid": "0x9",
         "path": "",
-        "sub_header": "01020304",
+        "sub_header": "120001000200000005010200aabb",
         "context": "8680",
+        "spdm_version": "0x12",
+        "hash_algorithm": "0x2",
+        "measurements": [{"index": 5, "measurement": "aabb"}],
     }
     details = decode(*WORDS["a device's firmware"][:2], {}).details
     assert details == {
