@@ -76,6 +76,18 @@ def test_a_bank_that_nobody_here_knows_is_passed_over():
     assert replay(log, "sha256")[0] == extend(bytes(32), b"\1" * 32)
 
 
+@pytest.mark.skipif("sm3" not in hashlib.algorithms_available, reason="OpenSSL was built without SM3")
+def test_sm3_is_replayed_for_display():
+    log = parse_event_log(header(((0x12, 32),)) + event(2, digests=((0x12, b"\7" * 32),)))
+    assert extended_pcrs(log) == {"sm3_256": {2: extend(bytes(32), b"\7" * 32, "sm3")}}
+    with pytest.raises(BootLogMalformed):
+        parse_event_log(header(((0x12, 33),)))
+
+
+def test_the_pcrs_are_those_of_a_pc_client():
+    assert list(replay(parse_event_log(header() + event(23)), "sha256")) == list(range(24))
+
+
 @pytest.mark.parametrize(
     ("algorithm", "name", "size"), [(0x27, "sha3_256", 32), (0x28, "sha3_384", 48), (0x29, "sha3_512", 64)]
 )
