@@ -644,6 +644,105 @@ class ReleaseRefused(Refusal):
     cure = "Publish it first, for this hardware, with a higher release counter."
 
 
+# --- attestation results: asked for, and verified by a relying party ------------------------------------------------
+
+
+class ResultsKeyMissing(Refusal):
+    code, problem = "MUSTER-RES-001", Problem.CONFLICT
+    title = "This installation has no key that signs attestation results"
+    cure = "It is older than they are. Make the key: muster ca prepare results, then muster ca activate results."
+
+
+class DeviceOutOfService(Refusal):
+    code, problem = "MUSTER-RES-002", Problem.CONFLICT
+    title = "The device is revoked, on hold or decommissioned: nothing is said for it"
+    cure = "Treat it as not trustworthy. A hold can be released: muster devices release NAME."
+
+
+class NeverAttested(Refusal):
+    code, problem = "MUSTER-RES-003", Problem.CONFLICT
+    title = "The device never passed an attestation"
+    cure = "Let it enroll by attestation; what gets its certificate by EST alone has no result."
+
+
+class AttestationStale(Refusal):
+    code, problem = "MUSTER-RES-004", Problem.CONFLICT
+    title = "The device's last attestation is too old to say anything about it now"
+    cure = "Have it attest: muster devices rotate NAME; or wait until it does by itself."
+
+
+class NoCertificateInForce(Refusal):
+    code, problem = "MUSTER-RES-005", Problem.CONFLICT
+    title = "The device has no certificate in force, so that no key speaks for it"
+    cure = "Let it enroll again: it comes back by attestation."
+
+
+class ResultMalformed(Refusal):
+    code, problem = "MUSTER-RES-010", Problem.MALFORMED
+    title = "The text is not an attestation result of this profile"
+    cure = "Pass the JWT as the service gave it: three parts, a header of alg, kid and typ."
+
+
+class ResultAlgorithmRefused(Refusal):
+    code, problem = "MUSTER-RES-011", Problem.FORBIDDEN
+    title = "The result is not signed by ES256"
+    cure = "No other algorithm counts, and none least of all."
+
+
+class ResultKeyUnknown(Refusal):
+    code, problem = "MUSTER-RES-012", Problem.FORBIDDEN
+    title = "The result names a key that is not in the key set"
+    cure = "Fetch the key set again; the key may have been changed."
+
+
+class ResultSignatureWrong(Refusal):
+    code, problem = "MUSTER-RES-013", Problem.FORBIDDEN
+    title = "The result's signature is not by the key that it names"
+    cure = "It was changed, or made by somebody else. Ask the service itself."
+
+
+class ResultIssuerDiffers(Refusal):
+    code, problem = "MUSTER-RES-014", Problem.FORBIDDEN
+    title = "The result is by another service"
+    cure = "Name the service that is expected: --issuer."
+
+
+class ResultForAnother(Refusal):
+    code, problem = "MUSTER-RES-015", Problem.FORBIDDEN
+    title = "The result is for another relying party"
+    cure = "Ask for one with your own name as aud."
+
+
+class ResultNonceDiffers(Refusal):
+    code, problem = "MUSTER-RES-016", Problem.FORBIDDEN
+    title = "The result answers another challenge, or none"
+    cure = "Ask for one with a fresh nonce, and verify it with that nonce."
+
+
+class ResultFromTheFuture(Refusal):
+    code, problem = "MUSTER-RES-017", Problem.FORBIDDEN
+    title = "The result was issued at a time that is still to come"
+    cure = "Set this machine's clock."
+
+
+class ResultExpired(Refusal):
+    code, problem = "MUSTER-RES-018", Problem.FORBIDDEN
+    title = "The result has expired"
+    cure = "Ask for a fresh one."
+
+
+class ResultKeysMalformed(Refusal):
+    code, problem = "MUSTER-RES-019", Problem.MALFORMED
+    title = "The key set is none that can be used"
+    cure = "Fetch it from the service: /.well-known/jwks.json."
+
+
+class ResultNotGoodEnough(Refusal):
+    code, problem = "MUSTER-RES-020", Problem.FORBIDDEN
+    title = "The result is authentic, and its verdict is not good enough"
+    cure = "Look at what it says: -o json. The operator of the service sees more: muster devices show NAME."
+
+
 def refusal_class(code: str) -> type[Refusal]:
     """The class of a stored refusal."""
     return next(known for known in Refusal.__subclasses__() if known.code == code)
