@@ -65,7 +65,7 @@ def signed_online(service: Service) -> tuple[Authority, ...]:
 
 
 async def sign_due(service: Service, authority: Authority, *, patient: bool = False) -> bytes | None:
-    """A new CRL (DER), if one is due. `patient`: what nobody asked for waits (`GRACE_SECONDS`).
+    """A new CRL (DER), if one is due. `patient`: what nobody asked for waits, at most for `GRACE_SECONDS`.
 
     Raises: SigningUnavailable, StorageUnavailable, ToBeSignedRefused.
     """
@@ -93,10 +93,11 @@ async def _sign(
 ) -> bytes | None:
     now = service.clock().astimezone(UTC).replace(microsecond=0)
     lifetimes = service.config.lifetimes
+    patience = min(GRACE_SECONDS, service.config.commands.grace_seconds) if patient else 0
     floor = await asyncio.to_thread(published_number, crl_file(service.directory, authority.name))
 
     def read(tx: Connection) -> Due | None:
-        return due(tx, authority, lifetimes, int(now.timestamp()), floor, patient=patient, forced=forced)
+        return due(tx, authority, lifetimes, int(now.timestamp()), floor, patience=patience, forced=forced)
 
     wanted = await service.store.read(read)
     if wanted is None:
@@ -120,17 +121,20 @@ def due(
     at: int,
     floor: int,
     *,
-    patient: bool = False,
+    patience: int = 0,
     forced: bool = False,
 ) -> Due | None:
-    """What the next CRL of that authority says; None where none is due at that time."""
+    """What the next CRL of that authority says; None where none is due at that time.
+
+    `patience`: for so many seconds what nobody asked for waits. `floor`: the number of the CRL that was published last.
+    """
     last = revocations.crl_head(tx, authority.name)
     covered = 0 if last is None else last.covers
     if last is not None and not forced:
         changed, ordered = revocations.waits(tx, authority.name, covered)
         pause = lifetimes.crl_refresh_seconds
         if changed:
-            pause = GRACE_SECONDS if patient and not ordered else 0
+            pause = 0 if ordered else patience
         # Of two CRLs of one second nobody could say which is newer: verifiers compare thisUpdate.
         if floor <= last.number and last.this_update <= at < last.this_update + max(pause, 1):
             return None
