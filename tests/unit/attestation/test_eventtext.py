@@ -662,10 +662,15 @@ def test_a_setting_is_not_believed_by_its_value_alone():
     assert measured(CONFIG, variable("SecureBoot", b"\1"), "sha256", hashlib.sha256(b"\1").digest()) is None
 
 
-def test_hostile_words_stay_on_one_short_line():
-    text = describe(0x0D, b"\x1b[31m\n" + b"x" * 10_000, {})
+@pytest.mark.parametrize("start", [b"", b"tab\t", b"line\n"])
+def test_long_words_stay_on_one_short_line(start):
+    text = describe(0x0D, start + b"x" * 10_000, {})
     assert text.isprintable()
     assert len(text) == MAX_TEXT + len("EV_IPL ") == 167
+
+
+def test_hostile_words_are_bytes():
+    assert describe(0x0D, b"\x1b[31mred", {}) == "EV_IPL 1b5b33316d726564"
 
 
 @given(st.sampled_from([*TYPE_NAMES, 0x77]), st.binary(max_size=300))
