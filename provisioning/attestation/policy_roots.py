@@ -35,7 +35,7 @@ class EkRoot:
 class StoreRoots:
     """Certificates of the store that vouch: all roots of a manufacturer, or one by its fingerprint.
 
-    `where` is the table of the policy that says so.
+    `where` is the field of the policy that says so.
     """
 
     manufacturer: str | None
@@ -70,8 +70,8 @@ def roots(where: str, written: RootText) -> tuple[EkRoot | StoreRoots, ...]:
     if written.fingerprint is not None:
         fingerprint = written.fingerprint.replace(":", "").lower()
         _demand(_FINGERPRINT.fullmatch(fingerprint) is not None, f"{where}.fingerprint", "is no SHA-256 in hex")
-        return (StoreRoots(None, fingerprint, manufacturers, where),)
-    return (StoreRoots(named(written.store or ""), None, manufacturers, where),)
+        return (StoreRoots(None, fingerprint, manufacturers, f"{where}.fingerprint"),)
+    return (StoreRoots(named(written.store or ""), None, manufacturers, f"{where}.store"),)
 
 
 def crls(where: str, written: RootText) -> tuple[Crl, ...]:

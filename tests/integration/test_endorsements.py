@@ -99,7 +99,7 @@ def test_a_device_of_an_imported_ca_enrolls_by_a_policy_that_names_it_and_no_mor
 ):
     store = policy(stack, "stored", "[[ek_roots]]", 'store = "Lab"', 'manufacturers = ["id:00001014"]')
     person.types("policy", "set", store, status=1)
-    assert "line 4" in person.err
+    assert "line 5: ek_roots[0].store" in person.err
     assert "has no root" in person.err
     folder = stack.root / "manufacturer"
     folder.mkdir()
