@@ -517,6 +517,28 @@ def test_the_specification_names_its_algorithms():
     }
 
 
+@pytest.mark.parametrize(("attributes", "active"), [(0, False), (1, True), (2, False), (9, True)])
+def test_a_boot_option_is_told_field_by_field(attributes, active):
+    where = path(node(1, 1, b"\0\1"), node(4, 4, ucs2("\\a.efi\0")))
+    value = struct.pack("<IH", attributes, len(where)) + ucs2("Linux\0") + where + b"\xfe"
+    assert decode(BOOT, variable("Boot0001", value), {}).details == {
+        "name": "Boot0001",
+        "guid": str(UUID(bytes_le=GLOBAL)),
+        "vendor": "EFI global variable",
+        "size": len(value),
+        "description": "Linux",
+        "active": active,
+        "path": "Pci(0x1,0x0)/\\a.efi",
+        "file": "\\a.efi",
+        "optional": "fe",
+    }
+
+
+@pytest.mark.parametrize("name", ["SecureBoot", "PK", "BootOrder", "Boot0000", "Setup"])
+def test_a_variable_without_value_is_empty(name):
+    assert decode(CONFIG, variable(name, b""), {}).text == f"{name}: empty"
+
+
 def test_partitions_are_told_field_by_field():
     (partition,) = decode(0x80000006, gpt(), {}).details["partitions"]
     assert partition == {

@@ -107,6 +107,30 @@ def test_an_old_partition_has_its_signature():
     assert device_path(node(4, 1, data + b"\0\0")).startswith("HD(1,0x0,fe")
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"), enumerate(("0x0", "Floppy", "HD", "CDROM", "PCMCIA", "USB", "Network", "0x7"))
+)
+def test_bios_devices_have_their_kind(kind, text):
+    assert device_path(node(5, 1, struct.pack("<HH", kind, 0) + b"x\0")) == f"BBS({text},x,0x0)"
+
+
+@pytest.mark.parametrize(
+    ("origin", "text"), enumerate(("Static", "StatelessAutoConfigure", "StatefulAutoConfigure", "0x3"))
+)
+def test_addresses_have_their_origin(origin, text):
+    assert f",{text},::)" in device_path(node(3, 13, bytes(32) + struct.pack("<HHHB", 0, 0, 6, origin)))
+    static = device_path(node(3, 12, bytes(8) + struct.pack("<HHHB", 0, 0, 9, min(origin, 1))))
+    assert static == f"IPv4(0.0.0.0:0,0x9,{'Static' if origin else 'DHCP'},0.0.0.0)"
+
+
+@pytest.mark.parametrize(
+    ("strings", "text"),
+    [(b"", "AcpiEx(PNP0A08,0,0x7)"), (b"HID\0", "AcpiEx(HID,0,0x7)"), (b"\0U\0CID\0more\0", "AcpiEx(PNP0A08,0,U)")],
+)
+def test_expanded_acpi_names_may_be_strings(strings, text):
+    assert device_path(node(2, 2, struct.pack("<III", 0x0A0841D0, 7, 0) + strings)) == text
+
+
 def test_nodes_nobody_knows_are_bytes():
     assert device_path(node(9, 9, b"\1\2")) == "Path(9,9,0102)"
 
