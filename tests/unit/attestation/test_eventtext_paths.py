@@ -108,14 +108,14 @@ def test_an_old_partition_has_its_signature():
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), enumerate(("0x0", "Floppy", "HD", "CDROM", "PCMCIA", "USB", "Network", "0x7"))
+    ("kind", "text"), list(enumerate(("0x0", "Floppy", "HD", "CDROM", "PCMCIA", "USB", "Network", "0x7")))
 )
 def test_bios_devices_have_their_kind(kind, text):
     assert device_path(node(5, 1, struct.pack("<HH", kind, 0) + b"x\0")) == f"BBS({text},x,0x0)"
 
 
 @pytest.mark.parametrize(
-    ("origin", "text"), enumerate(("Static", "StatelessAutoConfigure", "StatefulAutoConfigure", "0x3"))
+    ("origin", "text"), list(enumerate(("Static", "StatelessAutoConfigure", "StatefulAutoConfigure", "0x3")))
 )
 def test_addresses_have_their_origin(origin, text):
     assert f",{text},::)" in device_path(node(3, 13, bytes(32) + struct.pack("<HHHB", 0, 0, 6, origin)))
