@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from ota.bundle import published_bundle
 from provisioning import outbox
-from provisioning.authorities import COMMAND, ISSUING, LOG, ROOT, TRUST, State, authority_row, certificates_in
+from provisioning.authorities import COMMAND, ISSUING, LOG, RESULTS, ROOT, TRUST, State, authority_row, certificates_in
 from provisioning.db import authorities, devices, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
@@ -31,7 +31,7 @@ def wanted_bundle(before: TrustBundle, rows: Iterable[Record]) -> TrustBundle:
     What the bundle before names and the table does not know stays named (a database may have been restored from before
     it was made); only what is retired goes.
     """
-    known = list(rows)
+    known = [row for row in rows if row.certificate or row.kind not in (ROOT, ISSUING)]
 
     def merged(kind: str, column: str, named: tuple[bytes, ...]) -> tuple[bytes, ...]:
         mine = [(getattr(row, column), row.state) for row in known if row.kind == kind and getattr(row, column)]
@@ -61,7 +61,7 @@ def names(bundle: TrustBundle, row: Record) -> bool:
             return row.public_key in bundle.command_keys
         case "log":
             return row.public_key in bundle.log_keys
-    return True  # the trust root: its chain of roots stays published, whoever is behind follows it
+    return True  # the trust root, whose chain of roots stays published; results, which no device verifies
 
 
 def authorities_root(row: Record) -> bytes:
@@ -127,6 +127,11 @@ async def note_first_keys(service: Service) -> None:
     """The keys that an installation began with, on record: the commands' and the log's."""
     for kind in (COMMAND, LOG, TRUST):
         await _note_first_key(service, kind)
+
+
+async def note_results_key(service: Service) -> None:
+    """The key of attestation results that a ceremony made, on record. An older installation prepares one instead."""
+    await _note_first_key(service, RESULTS)
 
 
 async def _note_first_key(service: Service, kind: str) -> None:

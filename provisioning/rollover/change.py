@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from sqlalchemy import Connection
 
 from provisioning import outbox
-from provisioning.authorities import ISSUING, ROOT, TRUST, State, certificates_in, chain_text
+from provisioning.authorities import ISSUING, RESULTS, ROOT, TRUST, State, certificates_in, chain_text
 from provisioning.db import authorities, leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
@@ -73,6 +73,7 @@ async def retire(service: Service, name: str, *, force: bool, by: str) -> Record
         _verify_nothing_below(tx, row)
         if not force and row.state != State.PREPARED:
             _verify_unused(tx, row, at)
+            _verify_results_over(tx, row, at - service.config.lifetimes.result_seconds)
         authorities.change(tx, name, state=following.value, retired_at=at)
         leaves.add(tx, entry)
         return _known(tx, name)
@@ -132,7 +133,7 @@ def _verify_ready(tx: Connection, row: Record) -> None:
 
 def _verify_reached(tx: Connection, row: Record) -> None:
     """Does every active device hold a bundle that names it? Raises: ChangeNotReached."""
-    if row.kind == TRUST:
+    if row.kind in (TRUST, RESULTS):
         return
     if not newest_names(tx, row):
         raise ChangeNotReached(
@@ -225,6 +226,14 @@ def _verify_unused(tx: Connection, row: Record, at: int) -> None:
         )
 
 
+def _verify_results_over(tx: Connection, row: Record, since: int) -> None:
+    """Have all attestation results ended that it signed? Relying parties still look for its key. Raises: StillInUse."""
+    after_it = authorities.of_kind(tx, RESULTS, State.ACTIVE.value) if row.kind == RESULTS else []
+    if after_it and after_it[0].activated_at >= since:
+        actual = f"the last of them ends in {after_it[0].activated_at - since + 1} s"
+        raise StillInUse(expected=f"no result by {row.name} that is still good", actual=actual)
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """Who still depends on one that retires. `versions`: the trust bundles with which a device can do without it."""
@@ -239,7 +248,7 @@ def use_of(tx: Connection, row: Record, at: int) -> Use:
     """Certificates of it that are in use, and devices that do not know its successor."""
     live, last = authorities.live_certificates(tx, row.name, at) if row.kind == ISSUING else (0, None)
     active = authorities.of_kind(tx, row.kind, State.ACTIVE.value)
-    if row.kind == TRUST or not active:
+    if row.kind in (TRUST, RESULTS) or not active:
         return Use(live, last, 0, [])
     versions = versions_naming(tx, active[0])
     return Use(live, last, authorities.count_without_bundle(tx, versions), versions)

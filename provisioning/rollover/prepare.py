@@ -41,7 +41,7 @@ from provisioning.rollover.lifecycle import following_name
 from provisioning.service import Service
 from wire.binding import key_id
 
-KINDS = ("root", "issuing", "command", "log", "trust")
+KINDS = ("root", "issuing", "command", "log", "trust", "results")
 REQUEST = "ca:"
 """What the request ids of CA certificates begin with: `ca:SUBJECT:SIGNER`, so that each is reserved once."""
 BACKDATE = timedelta(minutes=5)

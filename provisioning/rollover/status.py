@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ota.bundle import published_bundle
-from provisioning.authorities import ISSUING, ROOT, TRUST, State
+from provisioning.authorities import ISSUING, RESULTS, ROOT, TRUST, State
 from provisioning.db import authorities
 from provisioning.db.devices import Record
 from provisioning.refusals import NotFound
@@ -58,7 +58,7 @@ async def dependents(service: Service, name: str, after_serial: str, after_devic
         if row is None:
             raise NotFound(expected="an authority or key of muster ca status", actual=name)
         live = authorities.with_certificate_of(tx, name, at, after_serial, limit) if row.kind == ISSUING else []
-        versions = versions_naming(tx, row) if row.kind != TRUST else None
+        versions = versions_naming(tx, row) if row.kind not in (TRUST, RESULTS) else None
         lacking = [] if versions is None else authorities.without_bundle(tx, versions, after_device, limit)
         return {
             "authority": _shown(tx, row, at),
@@ -74,7 +74,7 @@ async def dependents(service: Service, name: str, after_serial: str, after_devic
 
 def _shown(tx: Connection, row: Record, at: int) -> Json:
     use = use_of(tx, row, at)
-    versions = versions_naming(tx, row) if row.public_key and row.kind != TRUST else None
+    versions = versions_naming(tx, row) if row.public_key and row.kind not in (TRUST, RESULTS) else None
     lacking = 0 if versions is None else authorities.count_without_bundle(tx, versions)
     return {
         "name": row.name,
@@ -127,6 +127,8 @@ def _next_of_prepared(row: Record, lacking: int, named: bool) -> str:  # noqa: F
         return f"key or certificate is awaited: muster ca prepare {row.kind}, or muster ca import {row.name}"
     if row.kind == TRUST:
         return f"the old and the new keys sign together: muster ca activate {row.name}"
+    if row.kind == RESULTS:
+        return f"activate it, relying parties find it in the key set already: muster ca activate {row.name}"
     if not named:
         return "the published trust bundle does not name it: muster ca publish"
     if lacking:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from provisioning.service_tls import renew_service_certificate
 from provisioning.app.tls import server_context
+from provisioning.service_tls import renew_service_certificate
 from tests.support.listeners import service_with_operators, serving
 from tests.support.service import make_installation
 from wire.codec import decode
@@ -64,6 +64,7 @@ async def test_a_nonce_of_another_shape_is_refused(client, query):
         "/crl/issuing.crl",
         "/ca/issuing.pem",
         "/ca/root.pem",
+        "/ca/issuing.crt",
         "/trust/metadata/1.root.json",
         "/trust/metadata/timestamp.json",
     ],
@@ -78,6 +79,12 @@ async def test_signed_objects_are_the_files(client, directory, path):
     "path",
     [
         "/ca/issuing.crl",
+        "/ca/trusted.pem",
+        "/ca/roots.pem",
+        "/ca/issuing",
+        "/ca/issuing.key",
+        "/ca/nobody.pem",
+        "/ca/..pem",
         "/ca/service.key",
         "/trust/",
         "/trust/metadata",

@@ -31,7 +31,7 @@ from provisioning.refusals import (
     StorageUnavailable,
 )
 from tests.support.attestation import Device, answer, bound, policy_text, proof
-from tests.support.service import Clock, make_installation, registered, running_service
+from tests.support.service import NAME, Clock, make_installation, registered, running_service
 from wire.binding import key_id
 from wire.codec import decode, encode
 from wire.envelope import open_envelope, seal, unverified_payload_type
@@ -45,11 +45,13 @@ from wire.messages import (
     Hello,
     Installed,
     PlatformEvidence,
+    RefreshTrust,
     Refused,
     Renew,
     Rotate,
     Rotated,
     RotationEvidence,
+    TrustBundle,
     UpdateReport,
     Welcome,
 )
@@ -512,6 +514,24 @@ async def test_what_could_not_be_signed_is_not_taken_for_said(agent):
     with pytest.raises(SigningUnavailable):
         await outbox.send_due(replace(agent.service, keys=Broken()), lambda *_: True)
     assert await agent.only(Welcome)
+
+
+async def test_hello_acknowledges_the_bundle_and_who_is_behind_is_told_to_refresh(agent):
+    """It was away when the others were told."""
+    service = agent.service
+    await agent.up(agent.hello(trust_version=1))
+    assert (await service.store.read(lambda tx: devices.by_id(tx, agent.id))).trust_version == 1
+    assert RefreshTrust not in [type(message) for message in await agent.down()]
+    known = service.authorities.bundles
+    try:
+        service.authorities.bundles = {**known, 2: TrustBundle(2, NAME, (), (), ())}
+        await agent.up(agent.hello(trust_version=1))
+        assert RefreshTrust in [type(message) for message in await agent.down()]
+        await agent.up(agent.hello(trust_version=2))
+        assert RefreshTrust not in [type(message) for message in await agent.down()]
+        assert (await service.store.read(lambda tx: devices.by_id(tx, agent.id))).trust_version == 2
+    finally:
+        service.authorities.bundles = known
 
 
 async def test_what_the_broker_did_not_take_is_not_taken_for_said(agent):
