@@ -26,9 +26,10 @@ from provisioning.refusals import NotFound, SigningUnavailable
 from wire.codec import b64url, decode, encode, parse_json, unb64url
 from wire.messages import BUNDLE_MOST, TrustBundle
 
-ROOT, ISSUING, COMMAND, LOG, TRUST = "root", "issuing", "command", "log", "trust"
+ROOT, ISSUING, COMMAND, LOG, TRUST, RESULTS = "root", "issuing", "command", "log", "trust", "results"
 """The kinds; also the names of the first of each. Later ones are `root-2`, `issuing-2`, …"""
 CHAIN_MOST = 256 * 1024
+_OWN = (COMMAND, LOG, RESULTS)
 
 
 class State(StrEnum):
@@ -75,7 +76,7 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class OwnKey:
-    """A key without certificate that devices know by the trust bundle: the commands' or the log's."""
+    """A key without certificate: the commands' and the log's, which devices know by the trust bundle; the results'."""
 
     name: str
     state: State
@@ -143,14 +144,18 @@ class Authorities:
         retiring = (one.key for one in known if one.state is State.RETIRING and one.spki in bundle.command_keys)
         return next(retiring, active.key)
 
+    def own_keys(self, kind: str, *states: State) -> tuple[OwnKey, ...]:
+        """The keys of a kind without certificate, in these states, oldest first."""
+        return tuple(one for one in self._keys.get(kind, ()) if one.state in states)
+
     def load(self, tx: Connection) -> bool:
         """Read the tables. Was it anything else than before?"""
         rows, newest = authorities.every(tx), authorities.newest_bundle_version(tx)
         if rows == self._rows and newest == self.bundle_version:
             return False
         self._all = tuple(authority_of(row, self.public_url) for row in rows if row.certificate)
-        own = [(row.kind, _own_key(row)) for row in rows if row.kind in (COMMAND, LOG) and row.public_key]
-        self._keys = {kind: tuple(key for of, key in own if of == kind) for kind in (COMMAND, LOG)}
+        own = [(row.kind, _own_key(row)) for row in rows if row.kind in _OWN and row.public_key]
+        self._keys = {kind: tuple(key for of, key in own if of == kind) for kind in _OWN}
         self.bundles = {
             row.version: decode(TrustBundle, row.content, limit=BUNDLE_MOST) for row in authorities.bundles(tx)
         }

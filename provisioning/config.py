@@ -92,6 +92,8 @@ class Lifetimes:
     ocsp_seconds: int = 3600
     """How long an OCSP answer is good. It is signed again after half of that, and at each change."""
     attestation_seconds: int = 86400
+    result_seconds: int = 3600
+    """How long an attestation result is good at most; never longer than the attestation that it tells of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Limits:
     ocsp_signatures_per_second: int = 500
     """OCSP answers that strangers may have signed for them (with a nonce, about unknown serials), in one worker."""
     ocsp_signatures_per_second_per_address: int = 50
+    results_per_second: int = 100
+    """Attestation results that one relying party gets of one worker."""
     in_flight_enrollments: int = 512
     challenge_seconds: int = 300
     est_certificates_per_day: int = 20
@@ -252,7 +256,7 @@ def parse_config(text: str, name: str) -> Config:
         line = next((n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(key)), 1)
         msg = f"{name}: line {line}: {error}; correct or remove it"
         raise ConfigurationRefused(msg) from error
-    for key in ("requests_per_second_per_address", "enrollments_per_second"):
+    for key in ("requests_per_second_per_address", "enrollments_per_second", "results_per_second"):
         if getattr(config.limits, key) < 1:
             msg = f"{name}: limits.{key}: is less than 1, so that nobody could ask; correct it"
             raise ConfigurationRefused(msg)

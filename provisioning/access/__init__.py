@@ -13,14 +13,17 @@ class Role(StrEnum):
     """Acts on devices and releases: rotate, approve, revoke, assign."""
     PUBLISHER = "publisher"
     """Uploads releases, which count for nothing but their own signatures."""
+    RELYING_PARTY = "relying-party"
+    """Asks for attestation results, and learns nothing else."""
     ADMIN = "admin"
     """Decides whom and what to trust: policies, factory stations."""
 
 
 GRANTS: dict[Role, frozenset[Role]] = {
-    Role.VIEWER: frozenset({Role.VIEWER}),
-    Role.OPERATOR: frozenset({Role.VIEWER, Role.OPERATOR}),
-    Role.PUBLISHER: frozenset({Role.VIEWER, Role.PUBLISHER}),
+    Role.VIEWER: frozenset({Role.VIEWER, Role.RELYING_PARTY}),
+    Role.OPERATOR: frozenset({Role.VIEWER, Role.RELYING_PARTY, Role.OPERATOR}),
+    Role.PUBLISHER: frozenset({Role.VIEWER, Role.RELYING_PARTY, Role.PUBLISHER}),
+    Role.RELYING_PARTY: frozenset({Role.RELYING_PARTY}),
     Role.ADMIN: frozenset(Role),
 }
 """What each role may do, by the role that a route asks for."""

@@ -161,6 +161,7 @@ def _keys(answers: Answers) -> Iterator[PlannedKey]:
     yield PlannedKey(SERVICE, OCSP_KEY, answers.ocsp.key, "OCSP responder of the issuing CA")
     yield PlannedKey(SERVICE, "command", PROTOCOL_KIND, "commands to devices")
     yield PlannedKey(SERVICE, "log", PROTOCOL_KIND, "tree heads of the log")
+    yield PlannedKey(SERVICE, "results", PROTOCOL_KIND, "attestation results for relying parties")
     yield PlannedKey(SERVICE, "trust-online", PROTOCOL_KIND, "trust repository: snapshot and timestamp")
     yield PlannedKey(SERVICE, "director-online", PROTOCOL_KIND, "Director: targets, snapshot and timestamp")
     for role in TRUST_ROLES:

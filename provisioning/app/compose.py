@@ -9,7 +9,7 @@ from hsm.errors import HsmError
 from provisioning.app.blocklists import debian_weak
 from provisioning.app.keys import SERVICE_KEYS, HsmKeys
 from provisioning.app.signatures import flush_now
-from provisioning.authorities import COMMAND, ISSUING, LOG, Authorities, State
+from provisioning.authorities import COMMAND, ISSUING, LOG, RESULTS, Authorities, State
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, public_url
 from provisioning.db.ledger import Ledger
 from provisioning.db.schema import verify_schema
@@ -68,6 +68,7 @@ def needed_keys(authorities: Authorities) -> tuple[str, ...]:
     """The keys that sign now. One that was retired may be gone, and one that is prepared may not be there yet."""
     issuing = authorities.of_kind(ISSUING, State.ACTIVE)
     own = [one.key for one in issuing if one.key] + [authorities.signing_key(kind) for kind in (COMMAND, LOG)]
+    own += [one.key for one in authorities.own_keys(RESULTS, State.ACTIVE)]
     return (*own, "trust-online", "director-online")
 
 

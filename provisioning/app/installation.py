@@ -48,6 +48,7 @@ from provisioning.db.schema import migrate
 from provisioning.issuance.outside import OutsideAuthority
 from provisioning.issuance.profile import device_uri
 from provisioning.journal import leaf
+from provisioning.rollover import bundles
 from provisioning.service import Service
 from provisioning.service_tls import renew_service_certificate
 
@@ -368,6 +369,7 @@ async def _first_signatures(service: Service, done: Done) -> None:
     sha256, text = digests(done.transcript)
     entry = leaf(service, "ceremony", service.clock(), transcript=sha256, text=text, plan=done.transcript.plan_sha256)
     await service.ledger.write(lambda tx: leaves.add(tx, entry))
+    await bundles.note_results_key(service)
     await renew_service_certificate(service)
     # Written here and not by `crls.publish`, whose log line would stand in a command's output.
     der = await crls.sign_due(service, service.authorities.active)

@@ -36,7 +36,7 @@ PAUSE_SECONDS = 1.0
 """After an opening that failed."""
 DIGESTS_MOST = 1_000_000
 """More messages are not remembered between two flushes; they are counted."""
-SERVICE_KEYS = ("issuing", "command", "log", "trust-online", "director-online")
+SERVICE_KEYS = ("issuing", "command", "log", "results", "trust-online", "director-online")
 """What a new installation has."""
 _PROBE = b"muster: does this token sign?"
 

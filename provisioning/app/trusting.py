@@ -43,8 +43,8 @@ from wire.messages import TrustBundle
 
 OWNER = "owner"
 ONLINE, DIRECTOR = "trust-online", "director-online"
-PROTOCOL_KINDS = ("command", "log", "trust")
-"""Keys of the agent's own envelope and of TUF: P-256, always."""
+PROTOCOL_KINDS = ("command", "log", "trust", "results")
+"""Keys of the agent's own envelope, of TUF, and of attestation results (ES256): P-256, always."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-KINDS = ("root", "issuing", "command", "log", "trust")
+KINDS = ("root", "issuing", "command", "log", "trust", "results")
 _COLUMNS = ("name", "state", "certificates_in_use", "last_ends_at", "bundles", "devices_without", "next")
 _AWAY = ("device", "serial", "trust_version", "last_seen_at")
 

@@ -5,6 +5,7 @@ A handler gets an authenticated, authorized caller and a decoded body, calls one
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Annotated, Any
 
 from aiohttp import web
@@ -12,10 +13,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from provisioning import certificate_profiles, inventory, outbox, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
+from provisioning.access.rates import Rate, RateTable
+from provisioning.config import Limits
 from provisioning.factory import add_station
-from provisioning.http import ca, ek_roots
+from provisioning.http import ca, ek_roots, results
 from provisioning.http.auth import operator_of
-from provisioning.http.exchange import NO_STORE, Call, Route, query, reply
+from provisioning.http.exchange import NO_STORE, Call, Route, query, reply, too_many
 from provisioning.http.files import receive_file
 from provisioning.refusals import NotAuthorized, RequestMalformed
 from wire.codec import Cap
@@ -112,6 +115,8 @@ class OperatorRoute:
     body: type | None = None
     status: int = 200
     body_most: int = BODY_MOST
+    per_second: Callable[[Limits], int] | None = None
+    """How often one operator may ask one worker; None: as often as an address may ask for anything."""
 
 
 async def _devices(asked: Asked) -> object:
@@ -263,6 +268,11 @@ TABLE = (
     OperatorRoute("GET", "/api/v1/devices", Role.VIEWER, _devices),
     OperatorRoute("GET", "/api/v1/devices/{name}", Role.VIEWER, _device),
     OperatorRoute("GET", "/api/v1/devices/{name}/evidence", Role.VIEWER, _evidence),
+    OperatorRoute(
+        *("GET", "/api/v1/devices/{name}/attestation-result", Role.RELYING_PARTY, results.result),
+        per_second=lambda limits: limits.results_per_second,
+    ),
+    OperatorRoute("GET", results.KEY_SET_PATH, Role.RELYING_PARTY, results.key_set_for),
     OperatorRoute("POST", "/api/v1/devices/{name}/revoke", Role.OPERATOR, _revoke, Revocation),
     OperatorRoute("POST", "/api/v1/devices/{name}/release", Role.OPERATOR, _release),
     OperatorRoute("POST", "/api/v1/devices/{name}/rotate", Role.OPERATOR, _rotate, status=202),
@@ -317,10 +327,23 @@ def routes() -> list[Route]:
 
 
 def _guarded(row: OperatorRoute) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+    rates: list[RateTable] = []
+
+    def spend(name: str, limits: Limits) -> None:
+        """Raises: TooManyRequests."""
+        if row.per_second is None:
+            return
+        if not rates:
+            most = row.per_second(limits)
+            rates.append(RateTable(Rate(most, most * 2)))
+        if (wait := rates[0].wait_seconds(name, monotonic())) > 0:
+            raise too_many(wait)
+
     async def handler(call: Call) -> web.StreamResponse:
         operator = await operator_of(call)
         if not may(operator, row.role):
             raise NotAuthorized(expected=f"the role {row.role}", actual=f"the role {operator.role}")
+        spend(operator.name, call.service.config.limits)
         body: object = None
         if row.body is not None:
             body = await call.message(row.body, row.body_most)

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from provisioning.authorities import COMMAND
 from provisioning.db import leaves
-from provisioning.http import ocsp
+from provisioning.http import ocsp, results
 from provisioning.http.exchange import NO_STORE, Call, Route, query
 from provisioning.http.files import send_file
 from provisioning.ocsp import Responder
@@ -32,6 +32,7 @@ def routes(responder: Responder) -> list[Route]:
         Route("GET", "/crl/{name}", crl),
         Route("GET", "/ca/{name}", ca_certificate),
         Route("GET", "/log/checkpoint", checkpoint),
+        Route("GET", results.KEY_SET_PATH, results.key_set),
     ]
 
 

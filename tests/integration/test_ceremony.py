@@ -26,7 +26,7 @@ from tests.support.tokens import Nss, P11Kit
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS_OF = {
-    "service": ["command", "director-online", "issuing", "log", "ocsp", "trust-online"],
+    "service": ["command", "director-online", "issuing", "log", "ocsp", "results", "trust-online"],
     "root": ["root"],
     "trust-1": ["trust"],
     "trust-2": ["trust"],

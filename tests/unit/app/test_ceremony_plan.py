@@ -30,13 +30,14 @@ def refused(answers, text=""):
 # --- what there will be -----------------------------------------------------------------------------------------------
 
 
-def test_the_default_answers_make_five_tokens_with_ten_keys_on_p256():
+def test_the_default_answers_make_five_tokens_with_eleven_keys_on_p256():
     ceremony = plan(SERVICE)
     assert [token.role for token in ceremony.tokens] == list(TOKEN_ROLES)
     assert {key.kind for key in ceremony.keys} == {"P-256"}
     assert [(key.token, key.label) for key in ceremony.keys] == [
         ("root", "root"),
-        *(("service", label) for label in ("issuing", "ocsp", "command", "log", "trust-online", "director-online")),
+        *(("service", label) for label in ("issuing", "ocsp", "command", "log", "results")),
+        *(("service", label) for label in ("trust-online", "director-online")),
         *((f"trust-{number}", "trust") for number in (1, 2, 3)),
     ]
 

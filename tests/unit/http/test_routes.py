@@ -136,6 +136,7 @@ def test_what_each_role_may():
         (Role.OPERATOR, Role.OPERATOR),
         (Role.PUBLISHER, Role.VIEWER),
         (Role.PUBLISHER, Role.PUBLISHER),
+        *((role, Role.RELYING_PARTY) for role in Role),
         *((Role.ADMIN, needed) for needed in Role),
     }
     assert set(GRANTS) == set(Role)
