@@ -19,10 +19,12 @@ from provisioning.attestation.chains import Authorities, NoChain, verify_chain
 from provisioning.attestation.crls import verify_not_revoked
 from provisioning.attestation.ek_store import EMPTY, EkStore
 from provisioning.attestation.endorsement import CLOCK_SKEW
+from provisioning.attestation.evidence import ActivatedChallenge, OpenChallenge
 from provisioning.attestation.keys import spki, verify_allowed
 from provisioning.attestation.names import LENIENT_REFUSALS, name_text
 from provisioning.attestation.policy import Policy
 from provisioning.attestation.policy_roots import anchors
+from provisioning.attestation.quote import verify_quote
 from provisioning.refusals import (
     CertificateMalformed,
     Finding,
@@ -31,6 +33,7 @@ from provisioning.refusals import (
     IdentityKeyDiffers,
 )
 from wire.binding import key_id
+from wire.messages import Attestation, Pcrs
 
 VERIFIED_TPM_RESIDENCY = "2.23.133.11.1.1"
 """tcg-cap-verifiedTPMResidency: the CA saw that the key is in a TPM with a manufacturer's EK certificate."""
@@ -104,6 +107,20 @@ def verify_identity(
         if ca.not_after < now
     ]
     return IdentifiedKey(ak, key_id(spki(parsed.public_key)), name_text(parsed.subject), serial, tuple(findings))
+
+
+def verify_own_quote(quote: Attestation, reported: Pcrs, csr: bytes, challenge: OpenChallenge) -> ActivatedChallenge:
+    """(7, in its place) Did the holder of the challenged IAK quote for this challenge and this CSR?
+
+    A TPM quotes with a restricted key over the challenge's nonce: whatever else is wrong then is that device's own
+    doing. For challenges whose AK came out of `verify_identity` only: for any other AK this proves nothing about a TPM.
+
+    Raises: a Refusal of the checks 1, 5 or 9 to 12.
+    """
+    ak = verify_attestation_key(challenge.ak_public)
+    answered = ActivatedChallenge(challenge, ak, csr)
+    verify_quote(quote, reported, challenge.pcr_selection, ak, answered.bound("quote"))
+    return answered
 
 
 def _verify_profile(certificate: Certificate, now: datetime) -> str:

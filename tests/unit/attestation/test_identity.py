@@ -1,5 +1,6 @@
 """A device maker's certificate for an AK (TCG, TPM 2.0 Keys for Device Identity and Attestation): what it must say."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,26 +14,32 @@ from hypothesis import strategies as st
 from lab.light import make_ak
 from provisioning.attestation.bundles import certificates_in
 from provisioning.attestation.ek_store import EMPTY, EkStore, Role, judge, stored
+from provisioning.attestation.evidence import verify_evidence
 from provisioning.attestation.identity import (
     AIK_CERTIFICATE,
     VERIFIED_TPM_RESIDENCY,
     VERIFIED_TPM_RESTRICTED,
     verify_identity,
+    verify_own_quote,
 )
 from provisioning.attestation.policy import parse_policy
 from provisioning.attestation.structures import name_of
 from provisioning.refusals import (
     AkAttributesRefused,
     AlgorithmRefused,
+    AnswersAnotherChallenge,
     CertificateMalformed,
     EkCertificateRevoked,
     IdentityCertificateUnfit,
     IdentityChainRefused,
     IdentityKeyDiffers,
+    PcrValuesNotQuoted,
     Refusal,
+    SignatureWrong,
     StructureMalformed,
 )
 from tests.support.ek_certificates import NOW, YEAR, ec_key, element, key_usage, pem, root
+from tests.unit.attestation import test_evidence as evidence_tests
 
 VECTORS = Path(__file__).resolve().parents[4] / "shared" / "vectors" / "idevid"
 MAKER = root("Device Maker Root")
@@ -202,6 +209,41 @@ def test_what_is_no_certificate_or_no_key_is_named():
         identified(ak=b"")
     with pytest.raises(AlgorithmRefused):
         identified(iak(ec_key(ec.SECP521R1)))
+
+
+# --- what it signs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def device():
+    return evidence_tests.LightDevice("device", evidence_tests.rsa_key(), b"", evidence_tests.BOOT)
+
+
+def answered(evidence, stored):
+    return verify_own_quote(evidence.quote, evidence.pcrs, evidence.csr, stored)
+
+
+def test_evidence_of_an_identified_key_is_judged_by_the_same_line(device):
+    """The quote stands for the activation; certify, CSR, PCRs and binding are what they are for any AK."""
+    evidence, stored = evidence_tests.honest(device)
+    evidence, stored = replace(evidence, activation_proof=b""), replace(stored, secret=b"")
+    known = identified(iak(device.ak.private), ak=device.ak.public)
+    assert known.ak.public == stored.ak_public
+    verified = verify_evidence(evidence, None, answered(evidence, stored), evidence_tests.POLICY, None, {})
+    assert verified.csr.spki
+
+
+def test_a_quote_for_another_challenge_or_by_another_key_proves_nothing(device):
+    evidence, stored = evidence_tests.honest(device)
+    for other in ({"nonce": b"m" * 32}, {"enrollment_id": "enrollment-2"}, {"audience": "another.test"}):
+        with pytest.raises(AnswersAnotherChallenge):
+            answered(evidence, replace(stored, **other))
+    with pytest.raises(AnswersAnotherChallenge):
+        verify_own_quote(evidence.quote, evidence.pcrs, b"another CSR", stored)
+    with pytest.raises(SignatureWrong):
+        answered(evidence, replace(stored, ak_public=AK.public))
+    with pytest.raises(PcrValuesNotQuoted):
+        verify_own_quote(evidence.quote, {"sha256": {"0": bytes(32)}}, evidence.csr, stored)
 
 
 @given(st.data())
