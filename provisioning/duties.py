@@ -24,7 +24,7 @@ from provisioning.authorities import LOG
 from provisioning.db import commands, leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.refusals import Refusal
-from provisioning.rollover import upkeep
+from provisioning.rollover.upkeep import Upkeep
 from provisioning.service import Service
 from provisioning.transparency import Checkpoint, Tree, append, checkpoint_text, root_of, signed_note
 from wire.codec import parse_json, parse_rfc3339
@@ -128,7 +128,7 @@ async def _carry_out(service: Service, holder: str, wire_for: Callable[[Receive]
 
 def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
     """The table."""
-    revoked = Revoked(service, wire)
+    revoked, upkeep = Revoked(service, wire), Upkeep(service, wire.end_session)
     nightly = linting.Nightly(service.clock())
     return (
         Duty("outbox", OUTBOX_SECONDS, lambda: pump(service, wire), wake),
@@ -136,7 +136,7 @@ def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
         Duty("crl", CRL_SECONDS, revoked.sign, revoked.wake_crl),
         Duty("ocsp", RESPONDER_SECONDS, lambda: ocsp.renew_responder(service)),
         Duty("log", CHECKPOINT_SECONDS, lambda: sequence(service)),
-        Duty("rollover", ROLLOVER_SECONDS, lambda: upkeep.look_after(service)),
+        Duty("rollover", ROLLOVER_SECONDS, upkeep.look_after),
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
         Duty("expiry", EXPIRY_SECONDS, lambda: outbox.expire(service)),
         Duty("strangers", STRANGERS_SECONDS, lambda: journal.note_strangers(service)),

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from provisioning.access import Operator
+from provisioning.authorities import State
 from provisioning.db import devices, enrollments
 from provisioning.factory import StationIdentity
 from provisioning.http.exchange import Call
@@ -63,6 +64,7 @@ async def device_of(call: Call) -> DeviceIdentity:
     )
     if certificate is None or certificate.state not in _USABLE or certificate.device_id != client.name:
         raise NotAuthenticated(expected="a certificate in force", actual=_state(certificate))
+    _verify_authority(call, certificate)
     if certificate.profile == "idevid":  # it opens EST's simpleenroll and nothing else
         raise NotAuthenticated(expected="an LDevID", actual="an IDevID")
     if device is None or device.state in _GONE:
@@ -81,7 +83,15 @@ async def station_of(call: Call) -> StationIdentity:
     certificate = await call.service.store.read(lambda tx: enrollments.certificate_by_serial(tx, client.serial))
     if certificate is None or certificate.state not in _USABLE:
         raise NotAuthenticated(expected="a certificate in force", actual=_state(certificate))
+    _verify_authority(call, certificate)
     return StationIdentity(client.name.removeprefix(STATION_PREFIX), client.serial)
+
+
+def _verify_authority(call: Call, certificate: devices.Record) -> None:
+    """A connection may be older than the end of the CA that opened it. Raises: NotAuthenticated."""
+    authority = call.service.authorities.named(certificate.issuer)
+    if authority.state is State.RETIRED:
+        raise NotAuthenticated(expected="a certificate by a CA that is not retired", actual=authority.name)
 
 
 async def operator_of(call: Call) -> Operator:

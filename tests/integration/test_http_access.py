@@ -14,6 +14,7 @@ import pytest
 from hsm.errors import TokenUnavailable
 from provisioning import updates
 from provisioning.access import Operator, may
+from provisioning.authorities import State
 from provisioning.config import ConfigurationRefused, parse_config
 from provisioning.db import devices
 from provisioning.http import operator
@@ -292,3 +293,17 @@ async def test_a_token_that_is_away_is_said_to_who_asks_the_director(client, ser
     status, headers, body = await client.call("device", "GET", path, member=member)
     assert (status, body["code"]) == (503, "MUSTER-ISS-002")
     assert int(headers["Retry-After"]) >= 1
+
+
+async def test_a_connection_that_a_retired_ca_opened_opens_nothing_more(client, service, tmp_path):
+    """It was open already when the CA was retired: the handshake of a new one fails before."""
+    held = service.authorities._all
+    retired = tuple(replace(one, state=State.RETIRED) if one.kind == "issuing" else one for one in held)
+    path = "/ota/director/metadata/timestamp.json"
+    member = await fleet.device(service, tmp_path, "d-1")
+    assert (await client.call("device", "GET", path, member=member))[0] == 200
+    service.authorities._all = retired
+    try:
+        assert await client.code("device", "GET", path, member=member) == (401, "MUSTER-ACC-001")
+    finally:
+        service.authorities._all = held

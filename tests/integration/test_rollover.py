@@ -30,7 +30,8 @@ from provisioning.refusals import (
     ToBeSignedRefused,
     WrongStep,
 )
-from provisioning.rollover import bundles, change, prepare, status, upkeep
+from provisioning.rollover import bundles, change, prepare, status
+from provisioning.rollover.upkeep import Upkeep
 from tests.support import fleet
 from tests.support.service import make_installation, running_service
 
@@ -366,6 +367,29 @@ async def test_what_is_in_use_is_not_retired_and_force_names_whom_it_breaks(inst
     assert service.authorities.named("issuing").spki not in published_bundle(installation.directory.trust).issuing_keys
 
 
+async def test_sessions_by_a_ca_that_was_retired_end(installation):
+    """Somebody may have its key, and be connected by a certificate that nobody here ever issued."""
+    service, ended = installation.service, []
+
+    async def end_session(device):
+        ended.append(device)
+
+    upkeep = Upkeep(service, end_session)
+    for name in ("gw-1", "gw-2"):
+        member = await installation.member(name, trust_version=2)
+        said = {"session": "s", "session_number": 1, "up_sequence": 1, "down_sequence": 0, "trust_version": 2, "at": 0}
+        said["certificate_serial"] = member.serial
+        await service.ledger.write(lambda tx, name=name, said=said: commands.put_session(tx, name, said))
+        if name == "gw-1":
+            await change.activate(service, await installation.ready(), force=True, by=BY)
+    await upkeep.look_after()
+    assert ended == []
+    await change.retire(service, "issuing", force=True, by=BY)
+    for _ in range(2):
+        await upkeep.look_after()
+    assert ended == ["gw-1"]
+
+
 async def test_what_was_prepared_in_vain_is_given_up(installation):
     service = installation.service
     await prepare.prepare(service, "issuing", by=BY)
@@ -513,11 +537,13 @@ async def test_a_bundle_that_a_crash_kept_off_the_record_is_noted_and_told(insta
         keys = [*signers, service.keys.key("trust-online")]
         publish_bundle(installation.directory.trust, bundles.wanted_bundle(before, rows), keys, service.clock())
     assert service.authorities.bundle_version == before.version  # and here the power went
-    await upkeep.look_after(service)
+    upkeep = Upkeep(service, None)
+    await upkeep.look_after()
     assert service.authorities.bundle_version == before.version + 1
     assert service.store.read_now(lambda tx: commands.pending_of(tx, "gw-1", "refresh-trust")) is not None
     assert service.store.read_now(_trust_leaves) == 2
-    await upkeep.look_after(service)
+    await upkeep.look_after()
+    await Upkeep(service, None).look_after()  # another process takes over
     assert service.store.read_now(_trust_leaves) == 2
 
 
