@@ -49,9 +49,12 @@ KeySet = Mapping[str, ec.EllipticCurvePublicKey]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the relying party asked for. `nonce` None: it sent none, and takes freshness from the times alone."""
+    """What the relying party asked for. `issuer` None: whoever the keys are of.
 
-    issuer: str
+    `nonce` None: it sent none, takes freshness from the times alone, and none may stand there.
+    """
+
+    issuer: str | None
     audience: str
     nonce: str | None
 
@@ -126,7 +129,7 @@ def verify_result(token: str, keys: KeySet, asked: Asked, now: datetime) -> Veri
         key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(SHA256()))
     except InvalidSignature as error:
         raise ResultSignatureWrong(expected=f"a signature by {key_id}", actual="another one") from error
-    if claims.get("iss") != asked.issuer:
+    if asked.issuer is not None and claims.get("iss") != asked.issuer:
         raise ResultIssuerDiffers(expected=asked.issuer, actual=claims.get("iss"))
     if claims.get("aud") != asked.audience:
         raise ResultForAnother(expected=asked.audience, actual=claims.get("aud"))

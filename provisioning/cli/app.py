@@ -25,6 +25,7 @@ from provisioning.cli import (
     owner,
     policy,
     profile,
+    results,
     simulate,
     trust,
 )
@@ -57,8 +58,8 @@ def _muster(
 
 
 _GROUPS = (
-    owner, hsm, audit, factory, devices, certificates, ca, crl, est, policy, ek_roots, attest, profile, explain, trust, ota,
-    simulate, demo,
+    owner, hsm, audit, factory, devices, certificates, ca, crl, est, policy, ek_roots, attest, profile, explain, trust,
+    ota, results, simulate, demo,
 )  # fmt: skip
 for module in _GROUPS:
     module.add_to(app)

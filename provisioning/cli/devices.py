@@ -21,6 +21,7 @@ from provisioning.cli.output import (
     print_records,
     show,
 )
+from provisioning.cli.results import result
 
 
 class Reason(StrEnum):
@@ -56,11 +57,16 @@ Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 def add_to(app: typer.Typer) -> None:
     """Put the commands in."""
     group = typer.Typer(
-        help="Devices: list, show, revoke, release, rotate, approve.", no_args_is_help=True, rich_markup_mode=None
+        help="Devices: list, show, results, revoke, release, rotate, approve.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
     group.command("list", epilog=example("muster devices list --limit 20 -o json"))(list_devices)
     group.command("show", epilog=example("muster devices show gateway-0017"))(show_device)
     group.command("evidence", epilog=example("muster devices evidence gateway-0017 --export proof"))(evidence)
+    group.command("result", epilog=example("muster devices result gateway-0017 --aud rp.example --nonce 6eXvQ0zQ0bM"))(
+        result
+    )
     group.command("revoke", epilog=example("muster devices revoke gateway-0017 --reason key-compromise"))(revoke)
     group.command("release", epilog=example("muster devices release gateway-0017"))(release)
     group.command("rotate", epilog=example("muster devices rotate gateway-0017"))(rotate)
