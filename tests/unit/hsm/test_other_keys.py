@@ -173,7 +173,11 @@ def test_an_ed25519_key_is_read_bare_and_wrapped(parameters, header):
     assert kind_of_parameters(parameters) == "Ed25519"
 
 
-@pytest.mark.parametrize("point", [b"", RAW[:31], b"\x04\x21" + RAW, b"\x03\x20" + RAW, RAW + b"\x00"])
+@pytest.mark.parametrize(
+    "point",
+    [b"", RAW[:31], b"\x04\x21" + RAW, b"\x03\x20" + RAW, RAW + b"\x00"],
+    ids=["empty", "short", "wrong length", "wrong tag", "long"],  # every worker must name them alike
+)
 def test_hostile_edwards_points_are_refused(point):
     with pytest.raises(KeyUnsupported):
         decode_edwards_point(ED25519_PARAMETERS, point)
