@@ -43,6 +43,7 @@ _HANDLED = frozenset(
     }
 )
 
+_USAGES = frozenset({"digital_signature", "key_encipherment", "key_agreement", "key_cert_sign", "crl_sign"})
 _VERSION_TAG, _EXTENSIONS_TAG = 0xA0, 0xA3
 _DIRECTORY_ATTRIBUTES = bytes.fromhex("551d09")
 _TPM_SPECIFICATION = bytes.fromhex("6781050210")
@@ -173,10 +174,10 @@ def is_of_tpm_1_2(certificate: Certificate) -> bool:
 def _families(value: bytes) -> Iterator[str]:
     """The `family` of each TPM specification: SEQUENCE OF Attribute { type, SET OF { family, level, revision } }."""
     for attribute in shape.children(value, shape.SEQUENCE):
-        kind, *values = shape.elements(attribute.content)
-        if kind.content != _TPM_SPECIFICATION or not values:
+        parts = tuple(shape.elements(attribute.content))
+        if len(parts) < 2 or parts[0].content != _TPM_SPECIFICATION:  # noqa: PLR2004  type and values
             continue
-        for specification in shape.elements(values[0].content):
+        for specification in shape.elements(parts[1].content):
             family = next(iter(shape.elements(specification.content)), None)
             yield "" if family is None else family.content.decode("utf-8", "replace")
 
@@ -192,8 +193,7 @@ def _names(tbs: bytes) -> tuple[bytes, bytes]:
 def _strict_key_usage(value: x509.ExtensionType | None) -> frozenset[str] | None:
     if not isinstance(value, x509.KeyUsage):
         return None
-    names = ("key_encipherment", "key_agreement", "key_cert_sign", "crl_sign")
-    return frozenset(name for name in names if getattr(value, name))
+    return frozenset(name for name in _USAGES if getattr(value, name))
 
 
 def _strict_extended(value: x509.ExtensionType | None) -> frozenset[str]:
@@ -247,7 +247,7 @@ def _read_leniently(der: bytes) -> Certificate:
         public_key=_lenient_key(tbs["subject_public_key_info"]),
         is_ca=bool(constraints.get("ca")),
         path_length=constraints.get("path_len_constraint"),
-        key_usage=None if usage is None else usage & {"key_encipherment", "key_agreement", "key_cert_sign", "crl_sign"},
+        key_usage=None if usage is None else usage & _USAGES,
         extended_key_usage=frozenset(purpose.dotted for purpose in extended),
         tpm=_attributes(_lenient_alternative_names(found.get(_SUBJECT_ALT_NAME, ()))),
         unhandled=tuple(unhandled),

@@ -4,23 +4,28 @@ import hashlib
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.attestation import chains, manufacturers
+from provisioning.attestation import der as shape
 from provisioning.attestation.bundles import certificates_in
 from provisioning.attestation.certificates import is_of_tpm_1_2, parse_certificate
 from provisioning.attestation.ek_store import EMPTY, EkStore, Role, fingerprint_of, judge, roles, stored, way_up
 from provisioning.attestation.endorsement import RegisteredEk, ek_id_of, verify_endorsement
+from provisioning.attestation.keys import verify_authority_key
 from provisioning.attestation.names import name_key
 from provisioning.attestation.policy import parse_policy
+from provisioning.attestation.policy_roots import anchors, missing
 from provisioning.attestation.signatures import WITH_SHA1, why_not_signed
 from provisioning.refusals import (
     AlgorithmRefused,
@@ -34,7 +39,7 @@ from provisioning.refusals import (
     Tpm12Refused,
     WeakKey,
 )
-from tests.support.ek_certificates import NOW, YEAR, Authority, ec_key, element, key_usage, root, rsa_key
+from tests.support.ek_certificates import NOW, YEAR, Authority, ec_key, element, key_usage, resigned, root, rsa_key
 from wire.messages import EnrollmentRequest
 
 VECTORS = Path(__file__).resolve().parents[4] / "shared" / "vectors" / "ek-roots"
@@ -517,3 +522,101 @@ def test_every_real_root_can_vouch_and_every_signature_in_reach_verifies(file):
         assert None in told, told
     name = manufacturers.of_subject(judged.certificate.subject)
     assert name in {*manufacturers.VENDOR_IDS, "Alibaba", "GlobalSign"}
+
+
+# --- the corners ------------------------------------------------------------------------------------------------------
+
+
+def test_an_authority_of_an_odd_size_counts_and_a_short_or_weak_one_does_not():
+    assert verify_authority_key(rsa_key(2560).public_key())
+    for key in (rsa_key(1024).public_key(), ed25519.Ed25519PrivateKey.generate().public_key()):
+        with pytest.raises(AlgorithmRefused):
+            verify_authority_key(key)
+    with pytest.raises(AlgorithmRefused, match="allow-list"):
+        verify_authority_key(rsa.RSAPublicNumbers(3, rsa_key(2560).public_key().public_numbers().n).public_key())
+
+
+def test_der_of_another_tag_or_with_more_behind_it_is_malformed():
+    assert [one.raw for one in shape.children(b"\x30\x03\x02\x01\x05", shape.SEQUENCE)] == [b"\x02\x01\x05"]
+    for octets in (b"\x31\x00", b"\x30\x00\x00", b"\x1f\x81\x01\x00", b"\x30\x85\x00\x00\x00\x00\x00"):
+        with pytest.raises(CertificateMalformed):
+            shape.children(octets, shape.SEQUENCE)
+
+
+def test_an_algorithm_that_the_library_cannot_judge_is_no_signature():
+    key = Mock(spec=rsa.RSAPublicKey)
+    for error in (UnsupportedAlgorithm("SHA-1 is switched off"), ValueError("does not fit")):
+        key.verify.side_effect = error
+        assert "cannot be judged" in str(why_not_signed(parse_certificate(root("R", rsa_key()).der), key))
+
+
+def test_a_certificate_without_extensions_has_none():
+    builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(x509.Name([])).serial_number(1)
+    builder = builder.not_valid_before(NOW - YEAR).not_valid_after(NOW + YEAR).public_key(ec_key().public_key())
+    der = builder.sign(ec_key(), hashes.SHA256()).public_bytes(Encoding.DER)
+    assert not is_of_tpm_1_2(parse_certificate(der))
+    assert unfit(der) == ["basic constraints"]
+
+
+def test_a_specification_among_other_attributes_is_found():
+    other = element(0x30, bytes.fromhex("0603550403") + element(0x31, element(0x0C, b"x")))
+    mine = specification("1.2").value[2:]
+    both = x509.UnrecognizedExtension(ObjectIdentifier("2.5.29.9"), element(0x30, other + mine))
+    assert is_of_tpm_1_2(parse_certificate(ROOT.ek(more=[(both, False)])))
+    empty = element(0x30, element(0x30, bytes.fromhex("06056781050210") + element(0x31, element(0x30, b""))))
+    for hollow in (empty, b"\x30\x00", b"\x30\x02\x30\x00", b"\x30\x04\x30\x02\x06\x00"):
+        nothing = x509.UnrecognizedExtension(ObjectIdentifier("2.5.29.9"), hollow)
+        assert not is_of_tpm_1_2(parse_certificate(ROOT.ek(more=[(nothing, False)])))
+
+
+@given(st.binary(max_size=60))
+def test_any_directory_attributes_are_read_or_malformed(data):
+    for value in (data, element(0x30, data), element(0x30, element(0x30, data))):
+        attributes = x509.UnrecognizedExtension(ObjectIdentifier("2.5.29.9"), value)
+        certificate = replace(PLAIN, tbs=with_extension(attributes))
+        try:
+            assert is_of_tpm_1_2(certificate) in (True, False)
+        except CertificateMalformed as refusal:
+            assert refusal.actual  # noqa: PT017  each has its reason
+
+
+PLAIN = parse_certificate(ROOT.ek())
+
+
+def with_extension(extension):
+    """To-be-signed bytes of this one extension, as far as it is looked for."""
+    one = element(0x30, element(0x06, bytes.fromhex("551d09")) + element(0x04, extension.value))
+    return element(0x30, element(0xA3, element(0x30, one)))
+
+
+def test_a_certificate_of_version_1_is_no_authority():
+    builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(x509.Name([])).serial_number(1)
+    builder = builder.not_valid_before(NOW - YEAR).not_valid_after(NOW + YEAR).public_key(ec_key().public_key())
+    der = builder.sign(ec_key(), hashes.SHA256()).public_bytes(Encoding.DER)
+    tbs = x509.load_der_x509_certificate(der).tbs_certificate_bytes
+    content = shape.first(tbs).content.removeprefix(bytes.fromhex("a003020102"))
+    assert unfit(resigned(der, element(0x30, content), ec_key())) == ["basic constraints"]
+
+
+def test_what_a_policy_selects_is_shown_and_what_is_not_there_is_known():
+    by = policy('store = "Intel"', f'fingerprint = "{"ab" * 32}"\nmanufacturers = {INTEL}')
+    assert [str(one) for one in by.ek_roots] == ["store:Intel", f"fingerprint:{'ab' * 8}…"]
+    store = store_of(ROOT)
+    assert [one.where for one in missing(by.ek_roots, store)] == ["ek_roots[1].fingerprint"]
+    assert [one.certificate.der for one in anchors(by.ek_roots, store)] == [ROOT.der]
+    assert len(store) == 1
+    assert store.stored_of(fingerprint_of(ROOT.der)) is store.all[0]
+
+
+def test_folders_of_roots_are_known_by_their_name():
+    assert manufacturers.in_root_folder("x.cab/Intel/RootCA/one.cer")
+    assert manufacturers.in_root_folder("root-ca/one.cer")
+    assert not manufacturers.in_root_folder("Intel/IntermediateCA/RootCA.cer")
+
+
+def test_the_way_up_ends_somewhere():
+    long = root("Long", path_length=None)
+    steps = [long]
+    for number in range(10):
+        steps.append(steps[-1].intermediate(f"Step {number}", path_length=None))
+    assert len(way_up(parse_certificate(steps[-1].der), store_of(*steps))) == 8

@@ -171,6 +171,12 @@ def test_a_broken_hardware_module_name_is_malformed():
         identified(iak(replace={x509.SubjectAlternativeName: broken}))
 
 
+def test_broken_policies_are_malformed():
+    broken = x509.UnrecognizedExtension(ObjectIdentifier("2.5.29.32"), b"\x30\x03\x02\x01\x01")
+    with pytest.raises(CertificateMalformed):
+        identified(iak(replace={x509.CertificatePolicies: broken}))
+
+
 def test_key_usage_extended_key_usage_and_dates_count():
     assert unfit(iak(replace={x509.KeyUsage: None})) == ["key usage"]
     assert unfit(iak(replace={x509.KeyUsage: key_usage(key_agreement=True)})) == ["key usage"]
