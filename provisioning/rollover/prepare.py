@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509.oid import NameOID
 from sqlalchemy import Connection
@@ -45,6 +46,7 @@ KINDS = ("root", "issuing", "command", "log", "trust", "results")
 REQUEST = "ca:"
 """What the request ids of CA certificates begin with: `ca:SUBJECT:SIGNER`, so that each is reserved once."""
 BACKDATE = timedelta(minutes=5)
+P256_BITS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ async def note_key(service: Service, name: str, key: str, public_key: bytes | No
     else:
         found = await service.keys.adopt(key)
         algorithm_of(found)
+        if row.kind != ISSUING and not (isinstance(found, ec.EllipticCurvePublicKey) and found.key_size == P256_BITS):
+            raise RequestMalformed(expected=f"a key on P-256: {row.kind} keys sign nothing else", actual=key)
         spki = found.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     now = service.clock()
     entry = leaf(service, "authority", now, name=name, step="key", key=key_id(spki), by=by)

@@ -204,13 +204,17 @@ def test_an_older_installation_gets_its_key_by_the_cure_that_the_refusal_names(d
 
 def test_the_key_before_stays_in_the_key_set_as_long_as_its_results_are_good(directory):
     made = trusting.make_key(directory, load_config(directory), RESULTS, "results-2", KeyKind.RSA3072)
+    other = trusting.make_key(directory, load_config(directory), "issuing", "issuing-9", KeyKind.P384)
     with running_service(directory) as service:
-        asyncio.run(_roll_over(service, made.key))
+        asyncio.run(_roll_over(service, made.key, other.key))
 
 
-async def _roll_over(service, key):
+async def _roll_over(service, key, other):
     before = await asked(service)
     row = await prepare.prepare(service, RESULTS, by="owner")
+    with pytest.raises(RequestMalformed, match="not a message") as caught:
+        await prepare.note_key(service, row.name, other, None, by="owner")
+    assert "P-256" in caught.value.expected
     await prepare.note_key(service, row.name, key, None, by="owner")
     assert len(keys_of(service)) == 2  # it is known before it signs, and on P-256 whatever was asked for
     assert (await asked(service)).key_id == before.key_id
