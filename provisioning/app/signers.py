@@ -1,13 +1,15 @@
 """The threads that call into one token. One that hangs keeps nobody else waiting; what nobody waits for is not done.
 
-All threads take from one queue, so nothing stands behind a call that hangs while another thread is free. What came of
-the work is handed to the event loop in groups: a hand-over costs more than a P-256 signature does.
+All threads take from one queue, so nothing stands behind a call that hangs while another thread is free. A hand-over
+between threads costs more than a P-256 signature does: the event loop hands over once a turn, wakes as few threads as
+the token's speed asks for (one, where a turn's work takes some milliseconds), and gets its answers in groups.
 """
 
 import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -18,7 +20,9 @@ T = TypeVar("T")
 
 WAITING_MOST = 10_000
 ANSWER_AFTER_SECONDS = 0.002
-"""So long a thread collects answers while more work waits."""
+"""So long a thread collects answers while more work waits; so much work is one thread's."""
+_WEIGHT = 0.05
+"""Of the last call, in the average of how long one takes."""
 
 
 class _Job:
@@ -43,7 +47,10 @@ class Signers:
 
     def __init__(self, name: str, count: int, deadline_seconds: float) -> None:
         self._deadline = deadline_seconds
-        self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: deque[_Job] = deque()
+        self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._handing_over: asyncio.AbstractEventLoop | None = None
+        self._mean_seconds = 0.0
         self._begun: list[float | None] = [None] * count
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"hsm {name} {number}", daemon=True)
@@ -63,14 +70,19 @@ class Signers:
 
         Raises: TokenUnavailable, at once: all threads hang, or too many wait.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(_Job(work, future))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._admit(_Job(work, future))
+        if self._handing_over is not loop:
+            self._handing_over = loop
+            loop.call_soon(self._hand_over)
         return await future
 
     def do_within(self, work: Callable[[], T], seconds: float) -> T:
         """The same for a caller without a loop. Raises: TokenUnavailable, after `seconds` too."""
         job = _Job(work, None)
-        self._put(job)
+        self._admit(job)
+        self._wakes.put(True)  # noqa: FBT003  go on
         assert job.done is not None  # noqa: S101  for mypy: there is no future
         if not job.done.wait(seconds):
             job.given_up = True
@@ -83,37 +95,59 @@ class Signers:
     def begin(self, work: Callable[[], object]) -> None:
         """Do this when a thread is free; nobody waits for it. What it raises is nobody's."""
         with suppress(TokenUnavailable):
-            self._put(_Job(work, None))
+            self._admit(_Job(work, None))
+            self._wakes.put(True)  # noqa: FBT003  go on
 
     def close(self, wait_seconds: float) -> None:
         """Do what waits, then end the threads. One that hangs for longer is left behind."""
         for _ in self._threads:
-            self._waiting.put(None)
+            self._wakes.put(False)  # noqa: FBT003  no more
         deadline = time.monotonic() + wait_seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _put(self, job: _Job) -> None:
+    def _admit(self, job: _Job) -> None:
         if self.hangs:
             raise TokenUnavailable(f"its module has not answered for {self._deadline:g} s")
-        if self._waiting.qsize() >= WAITING_MOST:
+        if len(self._waiting) >= WAITING_MOST:
             raise TokenUnavailable("too many wait for it")
-        self._waiting.put(job)
+        self._waiting.append(job)
+
+    def _hand_over(self) -> None:
+        """At the end of a turn of the loop: wake as many threads as its work is worth."""
+        self._handing_over = None
+        worth = len(self._waiting) * self._mean_seconds / ANSWER_AFTER_SECONDS
+        for _ in range(max(1, min(len(self._threads), int(worth)))):
+            self._wakes.put(True)  # noqa: FBT003  go on
 
     def _run(self, number: int) -> None:
+        goes_on = True
+        while goes_on:
+            goes_on = self._wakes.get()
+            self._work_off(number)
+
+    def _work_off(self, number: int) -> None:
+        """Do what waits, one job after another; whatever waits behind one that hangs is another thread's."""
         answered: list[_Job] = []
         answer_at = 0.0
-        while (job := self._waiting.get()) is not None:
-            if job.is_wanted:
-                now = self._begun[number] = time.monotonic()
-                answer_at = answer_at if answered else now + ANSWER_AFTER_SECONDS
-                try:
-                    job.result = job.work()
-                except BaseException as error:  # noqa: BLE001  it goes to the caller whose work it was
-                    job.error = error
-                self._begun[number] = None
-                answered.append(job)
-            if answered and (self._waiting.empty() or time.monotonic() >= answer_at):
+        while self._waiting:
+            try:
+                job = self._waiting.popleft()
+            except IndexError:  # another thread was faster
+                break
+            if not job.is_wanted:
+                continue
+            begun = self._begun[number] = time.monotonic()
+            answer_at = answer_at if answered else begun + ANSWER_AFTER_SECONDS
+            try:
+                job.result = job.work()
+            except BaseException as error:  # noqa: BLE001  it goes to the caller whose work it was
+                job.error = error
+            self._begun[number] = None
+            ended = time.monotonic()
+            self._mean_seconds += _WEIGHT * (ended - begun - self._mean_seconds)
+            answered.append(job)
+            if ended >= answer_at:
                 _answer(answered)
                 answered = []
         _answer(answered)
