@@ -33,6 +33,7 @@ from provisioning.issuance.profile import (
     Station,
     Wanted,
     operator_name,
+    permitted_of,
     station_name,
 )
 from provisioning.issuance.profiles import CertificateProfile
@@ -160,7 +161,7 @@ def _wanted(
         return ServiceTls(service_name, tuple(hosts), spki)
     if kind is Profile.ROOT_CA:
         return RootCa(row.subject, spki)
-    return IssuingCa(row.subject, spki, *_permitted(certificate), service_name=service_name if names else "")
+    return IssuingCa(row.subject, spki, *permitted_of(certificate), service_name=service_name if names else "")
 
 
 def _device(tx: Connection, row: Record, spki: bytes, profile: CertificateProfile, service_name: str) -> Wanted:
@@ -198,13 +199,3 @@ def _alternative_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
         return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
         return []
-
-
-def _permitted(certificate: x509.Certificate) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
-    except x509.ExtensionNotFound:
-        names = []
-    kinds = (x509.DNSName, x509.UniformResourceIdentifier, x509.IPAddress)
-    dns, uri, ip = (tuple(str(name.value) for name in names if isinstance(name, kind)) for kind in kinds)
-    return dns, uri, ip

@@ -182,6 +182,25 @@ def issuer_of(
     return Issuer(name, key_id, ca.not_valid_after_utc, crl_url, ca_url, ocsp_url, algorithm)
 
 
+def permitted_of(certificate: x509.Certificate) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The name constraints of that CA, as `IssuingCa` says them: DNS names, hosts in URIs, networks.
+
+    Raises: ToBeSignedRefused, where it is constrained in a way that `IssuingCa` cannot say: nothing is left out.
+    """
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound:
+        return (), (), ()
+    below = constraints.permitted_subtrees or []
+    kinds = (x509.DNSName, x509.UniformResourceIdentifier, x509.IPAddress)
+    if constraints.excluded_subtrees or not all(isinstance(name, kinds) for name in below):
+        raise ToBeSignedRefused(
+            expected="name constraints that permit DNS names, URIs and networks", actual=str(constraints)
+        )
+    dns, uri, ip = (tuple(str(name.value) for name in below if isinstance(name, kind)) for kind in kinds)
+    return dns, uri, ip
+
+
 def device_uri(service_name: str, device_id: str) -> str:
     """The device's SPIFFE id: the service name is the trust domain."""
     return f"spiffe://{service_name}/device/{device_id}"

@@ -33,7 +33,7 @@ from provisioning.issuance.algorithms import algorithm_of, verify
 from provisioning.issuance.check import check_tbs
 from provisioning.issuance.cross import build_cross, check_cross
 from provisioning.issuance.outside import verify_outside
-from provisioning.issuance.profile import Issuer, IssuingCa, RootCa, build
+from provisioning.issuance.profile import Issuer, IssuingCa, RootCa, build, permitted_of
 from provisioning.issuance.request import ca_request_info
 from provisioning.issuance.tbs import ToBeSigned, assemble, serial_of, serial_text, unsigned
 from provisioning.journal import leaf
@@ -155,6 +155,8 @@ class _Wanted:
     over: bytes | None = None
     service_name: str = ""
     """The SPIFFE trust domain whose signing certificate it becomes."""
+    predecessor: bytes = b""
+    """The issuing CA that signs now (DER): the next one may name no more than it."""
 
 
 def _of_issuing(tx: Connection, service: Service, row: Record) -> list[_Wanted]:
@@ -162,10 +164,11 @@ def _of_issuing(tx: Connection, service: Service, row: Record) -> list[_Wanted]:
     above = next((one for one in authorities.of_kind(tx, ROOT, State.ACTIVE.value) if one.key), None)
     if row.certificate or above is None:
         return []
+    before = authorities.of_kind(tx, ISSUING, State.ACTIVE.value)[0].certificate
     issuer = authority_of(above, service.authorities.public_url).issuer
     title = f"{service.config.service_name} {row.name.replace('-', ' ')} CA"[:64]
     days, name = service.config.lifetimes.issuing_days, service.config.service_name
-    return [_Wanted(row, above, issuer, days, title, service_name=name)]
+    return [_Wanted(row, above, issuer, days, title, service_name=name, predecessor=before)]
 
 
 def _of_root(tx: Connection, service: Service, row: Record) -> list[_Wanted]:
@@ -210,7 +213,8 @@ def _built(wanted: _Wanted, serial: int, now: datetime) -> ToBeSigned:
         return tbs
     ca: RootCa | IssuingCa = RootCa(wanted.common_name, wanted.subject.public_key)
     if wanted.issuer is not None:
-        ca = IssuingCa(wanted.common_name, wanted.subject.public_key, service_name=wanted.service_name)
+        names = permitted_of(x509.load_der_x509_certificate(wanted.predecessor))
+        ca = IssuingCa(wanted.common_name, wanted.subject.public_key, *names, service_name=wanted.service_name)
     end = now + timedelta(days=wanted.days)
     if wanted.issuer is not None:
         end = min(end, wanted.issuer.not_after)

@@ -33,6 +33,7 @@ from provisioning.refusals import (
 from provisioning.rollover import bundles, change, prepare, status
 from provisioning.rollover.upkeep import Upkeep
 from tests.support import fleet
+from tests.support.ceremonies import installed
 from tests.support.service import make_installation, running_service
 
 BY = "test"
@@ -395,6 +396,24 @@ async def test_what_was_prepared_in_vain_is_given_up(installation):
     await prepare.prepare(service, "issuing", by=BY)
     await change.retire(service, "issuing-2", force=False, by=BY)
     assert (await prepare.prepare(service, "issuing", by=BY)).name == "issuing-3"
+
+
+@pytest.fixture
+def constrained(tmp_path):
+    body = '[issuing]\nconstrained = true\npermitted_dns = ["gw.example"]\npermitted_ip = ["192.0.2.0/24"]\n'
+    directory, _ = installed(tmp_path / "C", body)
+    with running_service(directory) as service:
+        yield Installation(directory, load_config(directory), service, tmp_path)
+
+
+async def test_the_next_issuing_ca_may_name_no_more_than_the_one_before(constrained):
+    name = await constrained.prepared()
+    before, after = (
+        constrained.service.authorities.named(each).certificate.extensions.get_extension_for_class(x509.NameConstraints)
+        for each in ("issuing", name)
+    )
+    assert before == after
+    assert x509.DNSName("gw.example") in after.value.permitted_subtrees
 
 
 # --- roots ------------------------------------------------------------------------------------------------------------

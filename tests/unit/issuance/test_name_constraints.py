@@ -8,10 +8,11 @@ from ipaddress import ip_network
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from provisioning.issuance.check import check_tbs
-from provisioning.issuance.profile import IssuingCa, RootCa, ServiceTls, build, issuer_of
+from provisioning.issuance.profile import IssuingCa, RootCa, ServiceTls, build, issuer_of, permitted_of
 from provisioning.issuance.tbs import serial_of
 from provisioning.refusals import ToBeSignedRefused
 from tests.support.certificates import issue, lint_certificate, spki
@@ -101,3 +102,25 @@ def test_openssl_refuses_a_name_that_is_not_permitted(chain, tmp_path, service, 
         check=False,
     )
     assert verdict in said.stdout + said.stderr
+
+
+def test_they_are_read_as_they_were_asked_for(chain):
+    root, issuing, _ = chain
+    names = (CONSTRAINED.permitted_dns, CONSTRAINED.permitted_uri, CONSTRAINED.permitted_ip)
+    assert permitted_of(issuing) == names
+    assert permitted_of(root) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    "constraints",
+    [
+        x509.NameConstraints(None, [x509.DNSName("example.test")]),
+        x509.NameConstraints([x509.DNSName("example.test"), x509.RFC822Name("example.test")], None),
+    ],
+    ids=["excluded", "mail"],
+)
+def test_what_we_cannot_say_of_others_constraints_is_refused_and_not_left_out(constraints):
+    name = x509.Name.from_rfc4514_string("CN=Their CA")
+    builder = x509.CertificateBuilder(name, name, KEY.public_key(), 1, LIFE["not_before"], LIFE["not_after"])
+    with pytest.raises(ToBeSignedRefused):
+        permitted_of(builder.add_extension(constraints, critical=True).sign(KEY, SHA256()))
