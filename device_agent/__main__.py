@@ -25,6 +25,7 @@ from device_agent.host import Host
 
 if TYPE_CHECKING:
     from device_agent.device import Device
+    from device_agent.identity import Pair
 
 OK, REFUSED, USAGE, UNREACHABLE, REBOOT = 0, 1, 2, 3, 75
 ENROLL_ATTEMPTS = 3
@@ -75,7 +76,7 @@ def _enroll(config: AgentConfig, chosen: argparse.Namespace) -> int:
 
     with _stoppable() as stop, _opened(config, stop) as device:
         current = device.identity.current()
-        if current is not None and not chosen.again and device.now() < current.certificate.not_valid_after_utc:
+        if current is not None and not chosen.again and _counts(device, current):
             _note(f"enrolled already as {current.details.device_id}; --again enrolls once more")
             return _show(chosen, _identity_lines(device))
         try:
@@ -86,6 +87,25 @@ def _enroll(config: AgentConfig, chosen: argparse.Namespace) -> int:
             status, text = exit_status(failure)
             return _fail(status, text)
         return _show(chosen, _identity_lines(device))
+
+
+def _counts(device: "Device", current: "Pair") -> bool:
+    """Is the certificate still good, and by a CA that the trust bundle names? An unset clock is set first.
+
+    Out of reach of the service what is known counts: nothing better can be had.
+    """
+    from device_agent.device import is_clock_unset, trust_at_hand
+    from device_agent.enroll import AttemptFailure
+    from device_agent.presence import is_orphan
+
+    trust = device.trust.current()
+    if is_clock_unset(device):
+        try:
+            trust = trust_at_hand(device)
+        except AttemptFailure as failure:
+            _note(f"the time is not known: {failure}")
+    ended = device.now() >= current.certificate.not_valid_after_utc
+    return not ended and (trust is None or not is_orphan(current, trust))
 
 
 def _status(config: AgentConfig, chosen: argparse.Namespace) -> int:

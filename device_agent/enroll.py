@@ -66,22 +66,30 @@ class _Pending:
 def enroll_once(device: Device) -> Pair:
     """One attempt, or the rest of an interrupted one. Raises: any of `AttemptFailure`."""
     trust = trust_at_hand(device)
-    pending_file = _pending_file(device)
     with_service = device.client(trust)
     try:
         pending = _left_over(device)
-        if pending is None:
-            pending = _make_evidence(device, with_service)
-            state.write_value(pending_file, pending)
-        try:
-            issued = with_service.post(f"/v1/enrollments/{pending.enrollment_id}/evidence", pending.body, Issued)
-        except (ServiceRefused, ApprovalPending) as refusal:
-            if not _same_again(refusal):
-                state.remove(pending_file)
-            raise
-        return _install(device, trust, pending, issued)
+        if pending is not None:
+            try:
+                return _send(device, trust, with_service, pending)
+            except CertificateRefused as refused:  # it was answered long ago, by a certificate that is over
+                log.warning("old-answer-refused", enrollment=pending.enrollment_id, reason=refused)
+        pending = _make_evidence(device, with_service)
+        state.write_value(_pending_file(device), pending)
+        return _send(device, trust, with_service, pending)
     finally:
         with_service.close()
+
+
+def _send(device: Device, trust: Trust, with_service: ServiceClient, pending: _Pending) -> Pair:
+    """The evidence, and what it earns. It is forgotten where the same bytes cannot pass later."""
+    try:
+        issued = with_service.post(f"/v1/enrollments/{pending.enrollment_id}/evidence", pending.body, Issued)
+    except (ServiceRefused, ApprovalPending) as refusal:
+        if not _same_again(refusal):
+            state.remove(_pending_file(device))
+        raise
+    return _install(device, trust, pending, issued)
 
 
 def enroll_until_done(device: Device, *, attempts: int | None = None) -> Pair:
