@@ -144,8 +144,8 @@ def _sign_tasks(service: Client, directory: "DataDirectory", config: "Config", n
             done.add(task["serial"])
 
 
-def csr(name: Name, data_dir: DataDir = None, out: Out = None) -> None:
-    """Write a request (PKCS #10) for an outside CA to sign."""
+def csr(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE, out: Out = None) -> None:
+    """Write a request (PKCS #10, PEM) for an outside CA to sign."""
     from base64 import encodebytes
 
     from wire.codec import unb64url
@@ -153,11 +153,14 @@ def csr(name: Name, data_dir: DataDir = None, out: Out = None) -> None:
     service = client.operator(directory_of(data_dir))
     request = unb64url(service.get(f"/api/v1/ca/{segment(name, 'name')}/request")["request"])
     text = f"-----BEGIN CERTIFICATE REQUEST-----\n{encodebytes(request).decode()}-----END CERTIFICATE REQUEST-----\n"
-    if out is None:
+    if out is not None:
+        with naming(out):
+            out.write_text(text, encoding="ascii")
+        note(f"the request is in {out}; the answer comes back by: muster ca import {name}")
+    if output is Format.JSON:
+        print_json({"name": name, "request": text})
+    elif out is None:
         print(text, end="")
-        return
-    with naming(out):
-        out.write_text(text, encoding="ascii")
 
 
 def import_(

@@ -2,10 +2,12 @@
 
 import csv
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from lab.firmware import make_image
 from lab.light_fleet import make_fleet
@@ -255,6 +257,32 @@ def test_a_bundle_is_signed_by_two_of_three_and_a_root_must_be_one(person, serve
     assert "2 must sign" in person.err
     assert person.asks("trust", "show")["version"] == before["version"] + 1
     assert person.asks("trust", "show")["image_root"] == before["image_root"]
+
+
+# --- an outside CA ----------------------------------------------------------------------------------------------------
+
+
+def test_an_outside_ca_signs_the_next_issuing_ca(person, tmp_path):
+    assert person.asks("ca", "prepare", "issuing", "--outside-ca")["state"] == "prepared"
+    request, made, root = (tmp_path / name for name in ("issuing-2.csr", "issuing-2.pem", "root.pem"))
+    person.types("ca", "csr", "issuing-2", "--out", request)
+    assert person.types("ca", "csr", "issuing-2").startswith("-----BEGIN CERTIFICATE REQUEST-----\n")
+    asked = x509.load_pem_x509_csr(request.read_bytes())
+    assert person.asks("ca", "csr", "issuing-2")["name"] == "issuing-2"
+    assert x509.load_pem_x509_csr(person.asks("ca", "csr", "issuing-2")["request"].encode()).subject == asked.subject
+    (tmp_path / "ext").write_text(
+        "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n"
+    )
+    for line in (
+        "req -x509 -newkey rsa:3072 -nodes -keyout k.pem -out root.pem -subj /CN=Theirs -addext keyUsage=keyCertSign",
+        "x509 -req -in issuing-2.csr -CA root.pem -CAkey k.pem -CAcreateserial -days 9 -extfile ext -out issuing-2.pem",
+    ):
+        subprocess.run(["openssl", *line.split()], check=True, capture_output=True, cwd=tmp_path)
+    person.types("ca", "import", "issuing-2", "--certificate", root, "--chain", root, status=1)
+    assert "MUSTER-CER-001" in person.err
+    person.types("ca", "import", "issuing-2", "--certificate", made, "--chain", root)
+    assert "muster ca publish" in person.err
+    assert {one["name"]: one["state"] for one in person.asks("ca", "status")["authorities"]}["root-2"] == "prepared"
 
 
 # --- the installation as a whole --------------------------------------------------------------------------------------

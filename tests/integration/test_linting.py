@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,4 +99,8 @@ async def test_a_child_that_is_no_longer_wanted_is_ended(service, monkeypatch):
 
 
 async def test_it_is_a_duty(service):
-    assert "lint" in [duty.name for duty in duties(service, None, asyncio.Event())]
+    async def end_session(device):
+        raise AssertionError(device)
+
+    wire = SimpleNamespace(end_session=end_session)
+    assert "lint" in [duty.name for duty in duties(service, wire, asyncio.Event())]
