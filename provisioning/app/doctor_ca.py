@@ -37,7 +37,9 @@ def authority(directory: DataDirectory, config: Config, now: datetime) -> Findin
         file = directory.ca / f"{one.name}.pem"
         if not file.is_file() or x509.load_pem_x509_certificate(file.read_bytes()) != one.certificate:
             says = f"{file}: is not the certificate of {one.name}"
-            yield Finding("CA", FAIL, says, "restore it: start the service, muster serve writes it")
+            # Nobody goes by a prepared one yet, and it is on record a moment before its file is there.
+            status = WARN if one.state is State.PREPARED else FAIL
+            yield Finding("CA", status, says, "restore it: start the service, muster serve writes it")
         cure = "plan the change of CA: muster ca prepare"
         yield expiry(f"{one.name} CA", one.certificate.not_valid_after_utc, now, SOON, cure)
 
@@ -52,6 +54,9 @@ def crl(directory: DataDirectory, config: Config, now: datetime) -> Findings:
         if one.state is State.RETIRED or (one.kind == ROOT and one.name not in stored):
             continue  # a root elsewhere publishes its own
         cure = online if one.kind == ISSUING else by_hand.format(one.name)
+        if one.state is State.PREPARED and not file.is_file():
+            yield Finding(name, WARN, f"{file} is not there yet", cure)
+            continue
         data = file.read_bytes()
         found = x509.load_der_x509_crl(data)
         if not found.is_signature_valid(one.certificate.public_key()):  # type: ignore[arg-type]  # a CA's key is none of X25519, X448

@@ -140,6 +140,16 @@ def test_a_crl_that_is_not_the_newest_is_told(directory):
     assert {found[name][0] for name in ("issuing CRL", "root CRL")} == {WARN}
 
 
+def test_a_ca_that_is_only_prepared_may_be_on_record_before_its_files_are_there(directory):
+    with closing(sqlite3.connect(directory.root / "muster.db")) as database, database:
+        database.execute("create temp table next as select * from authority where name = 'issuing'")
+        database.execute("update next set name = 'issuing-2', state = 'prepared'")
+        database.execute("insert into authority select * from next")
+    found = bad(directory)
+    assert [found[check][0] for check in ("CA", "issuing-2 CRL")] == [WARN, WARN]
+    assert FAIL not in {status for status, _, _ in found.values()}
+
+
 def test_a_port_that_nobody_listens_on_is_told(directory):
     urls = {name: f"{scheme}://127.0.0.1:1" for name, scheme in (("device", "https"), ("operator", "https"))}
     directory.endpoints.write_text(json.dumps({**urls, "public": "http://127.0.0.1:1", "mqtt": "mqtts://127.0.0.1:1"}))
