@@ -137,8 +137,8 @@ def _look_up(
         raise SerialHasAnotherTpm(expected=f"this TPM is registered as {device.serial}", actual=request.serial)
     if device.state in attesting.FINAL:
         raise DeviceRevoked(expected="a device in service", actual=device.state)
-    if request.profile not in (None, "ldevid"):
-        raise ProfileUnknown(expected="ldevid", actual=request.profile)
+    if request.profile not in (None, device.profile):
+        raise ProfileUnknown(expected=device.profile, actual=request.profile)
     policy = challenges.policy_for(tx, service, device.model)
     since = int((service.clock() - DAY).timestamp())
     passed = 0 if device.state == "registered" else enrollments.passed_since(tx, device.id, since)

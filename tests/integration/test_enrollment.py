@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from lab.ekca import create_ek_ca
 from lab.swtpm import fresh_tpm
@@ -167,6 +167,20 @@ async def test_a_profile_that_the_record_does_not_allow_is_refused(service, devi
     await registered(service, policy, ("A-1", device.certificate))
     with pytest.raises(ProfileUnknown):
         await begin(service, device, device.ak(), profile="issuing-ca")
+
+
+async def test_the_profile_of_the_record_may_be_named_and_is_what_a_device_gets(service, device, policy):
+    (device_id,) = await registered(service, policy, ("A-1", device.certificate))
+    await service.ledger.write(lambda tx: devices.change(tx, device_id, profile="gateway"))
+    with pytest.raises(ProfileUnknown) as refused:
+        await begin(service, device, device.ak(), profile="ldevid")
+    assert (refused.value.expected, refused.value.actual) == ("gateway", "ldevid")
+    ak = device.ak()
+    challenge = await begin(service, device, ak, profile="gateway")
+    issued = await complete(service, challenge, answer(device, ak, device.key(), opened(device, ak, challenge)))
+    certificate = x509.load_der_x509_certificate(issued.certificate)
+    purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(purposes) == [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
 
 
 async def test_the_same_evidence_again_gets_the_same_certificate(service, device, policy):
