@@ -181,6 +181,12 @@ def online_expiry(directory: Path) -> datetime:
     return min(published.snapshot.signed.expires, published.timestamp.signed.expires)
 
 
+def offline_expiry(directory: Path) -> datetime:
+    """When the first of root and targets expires, which the offline keys sign. Raises: RepositoryDamaged."""
+    published = _published(directory)
+    return min(published.root.signed.expires, published.targets.signed.expires)
+
+
 def files_in_order(directory: Path) -> tuple[str, ...]:
     """The files of the published set, relative to `directory`, in the order in which a mirror must put them.
 

@@ -23,6 +23,7 @@ from hsm.errors import HsmError
 from ota.bundle import published_bundle
 from ota.files import read_at_most
 from ota.refusals import UpdateRefused
+from ota.repository import offline_expiry
 from ota.source import NotFoundAtSource
 from ota.verify import Floor, verify_repository, verify_roots
 from provisioning.app.blocklists import weak_keys
@@ -75,6 +76,7 @@ def examine(directory: DataDirectory) -> list[Finding]:
         ("clock", lambda: _clock(directory, config, now)),
         ("CRL", lambda: crl(directory, config, now)),
         ("trust", lambda: _trust(directory, now)),
+        ("trust keys", lambda: _trust_keys(directory, now)),
         ("image repository", lambda: _image(directory, now)),
         ("service", lambda: _service(directory, config)),
     )
@@ -252,6 +254,15 @@ def _trust(directory: DataDirectory, now: datetime) -> Findings:
         return
     version = published_bundle(directory.trust).version
     yield Finding("trust", OK, f"bundle {version}, verified from {directory.anchor.name} as a device does")
+
+
+def _trust_keys(directory: DataDirectory, now: datetime) -> Findings:
+    """Until when the offline keys signed: once that is over no device enrolls, nor comes back."""
+    cure = "bring 2 of the 3 offline keys, which sign for another year: muster trust publish"
+    try:
+        yield expiry("trust keys", offline_expiry(directory.trust), now, SOON, cure)
+    except UpdateRefused as refused:
+        yield Finding("trust keys", FAIL, str(refused), "restore the trust repository from a backup")
 
 
 def _image(directory: DataDirectory, now: datetime) -> Findings:

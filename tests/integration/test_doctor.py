@@ -163,9 +163,9 @@ def test_a_port_that_nobody_listens_on_is_told(directory):
     [
         (6, {"issuing CRL", "trust"}),
         (8, {"issuing CRL", "trust"}),
-        (340, {"issuing CRL", "root CRL", "trust", "TLS"}),
-        (400, {"issuing CRL", "root CRL", "trust", "TLS"}),
-        (8000, {"issuing CRL", "root CRL", "trust", "TLS", "issuing CA", "root CA"}),
+        (340, {"issuing CRL", "root CRL", "trust", "trust keys", "TLS"}),
+        (400, {"issuing CRL", "root CRL", "trust", "trust keys", "TLS"}),
+        (8000, {"issuing CRL", "root CRL", "trust", "trust keys", "TLS", "issuing CA", "root CA"}),
     ],
 )
 def test_what_expires_is_told_in_time(directory, monkeypatch, days, checks):
