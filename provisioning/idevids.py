@@ -49,6 +49,7 @@ async def issue_idevid(service: Service, station: StationIdentity, request: Idev
         serial=request.serial,
         ek="",
         assurance="idevid",
+        trust="none",
         station=station.name,
     )
 

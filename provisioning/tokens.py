@@ -62,6 +62,7 @@ async def create_token(service: Service, wanted: Wanted, *, by: str) -> Json:
         serial=wanted.device,
         ek="",
         assurance="token",
+        trust="none",
         station=_station(by),
     )
 

@@ -88,8 +88,7 @@ def _remember(found: _Records, kind: str, record: dict[str, str]) -> None:
         found.attestations[record["device"], record["flow"], unb64url(record["evidence"])] += 1
     else:
         assurance = record.get("assurance", "attested")
-        trust = record.get("trust", "certificate")
-        found.registrations[record["device"]] = (record["serial"], record["ek"], assurance, trust)
+        found.registrations[record["device"]] = (record["serial"], record["ek"], assurance, record["trust"])
 
 
 def _attestations(tx: Connection, records: _Records, report: Report) -> dict[str, tuple[str, str]]:

@@ -35,7 +35,7 @@ async def test_what_est_issued_holds_all_invariants(service, tmp_path):
     assert faults(service) == {}
     await sql(service, "update device set assurance = 'attested'")
     (found,) = faults(service).values()
-    assert "assurance is not what the log says" in found[0]
+    assert "assurance or trust is not what the log says" in found[0]
     await sql(service, "update device set assurance = 'token'")
     await sql(service, "update certificate set enrollment_id = 'x' || serial where profile = 'ldevid'")
     (found,) = faults(service).values()
