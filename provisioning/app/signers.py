@@ -1,8 +1,8 @@
 """The threads that call into one token. One that hangs keeps nobody else waiting; what nobody waits for is not done.
 
 All threads take from one queue, so nothing stands behind a call that hangs while another thread is free. A hand-over
-between threads costs more than a P-256 signature does: the event loop hands over once a turn, wakes as few threads as
-the token's speed asks for (one, where a turn's work takes some milliseconds), and gets its answers in groups.
+between threads costs more than a P-256 signature does: the event loop hands over once a turn, wakes one thread where
+the token is fast and several where it is slow, and gets its answers in groups.
 """
 
 import asyncio
@@ -20,9 +20,13 @@ T = TypeVar("T")
 
 WAITING_MOST = 10_000
 ANSWER_AFTER_SECONDS = 0.002
-"""So long a thread collects answers while more work waits; so much work is one thread's."""
-_WEIGHT = 0.05
-"""Of the last call, in the average of how long one takes."""
+"""So long a thread collects answers while more work waits."""
+FAST_SECONDS = 0.0005
+"""Calls that are faster than this are one thread's: several would wait for the interpreter, and not for the token."""
+LATE_SECONDS = 0.05
+"""A call that takes this long may hang: another thread is woken beside it."""
+_FORGET = 1.0005
+"""The fastest call counts less with each that was slower. The mean would say how busy the interpreter is."""
 
 
 class _Job:
@@ -50,8 +54,9 @@ class Signers:
         self._waiting: deque[_Job] = deque()
         self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._handing_over: asyncio.AbstractEventLoop | None = None
-        self._mean_seconds = 0.0
+        self._fastest_seconds = 0.0
         self._begun: list[float | None] = [None] * count
+        self._at_work = [False] * count
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"hsm {name} {number}", daemon=True)
             for number in range(count)
@@ -114,17 +119,23 @@ class Signers:
         self._waiting.append(job)
 
     def _hand_over(self) -> None:
-        """At the end of a turn of the loop: wake as many threads as its work is worth."""
+        """At the end of a turn of the loop: wake as many threads as there is work, or see to it that one works."""
         self._handing_over = None
-        worth = len(self._waiting) * self._mean_seconds / ANSWER_AFTER_SECONDS
-        for _ in range(max(1, min(len(self._threads), int(worth)))):
+        at_work = sum(self._at_work)
+        late = sum(begun is not None and begun < time.monotonic() - LATE_SECONDS for begun in self._begun)
+        slow = self._fastest_seconds > FAST_SECONDS
+        wanted = len(self._waiting) if slow else 1 - (at_work - late)
+        for _ in range(min(len(self._threads), wanted)):
             self._wakes.put(True)  # noqa: FBT003  go on
 
     def _run(self, number: int) -> None:
         goes_on = True
         while goes_on:
             goes_on = self._wakes.get()
-            self._work_off(number)
+            while self._waiting:  # asked again after it is known that nobody works: what came in between is not left
+                self._at_work[number] = True
+                self._work_off(number)
+                self._at_work[number] = False
 
     def _work_off(self, number: int) -> None:
         """Do what waits, one job after another; whatever waits behind one that hangs is another thread's."""
@@ -145,7 +156,7 @@ class Signers:
                 job.error = error
             self._begun[number] = None
             ended = time.monotonic()
-            self._mean_seconds += _WEIGHT * (ended - begun - self._mean_seconds)
+            self._fastest_seconds = min(ended - begun, self._fastest_seconds * _FORGET or ended - begun)
             answered.append(job)
             if ended >= answer_at:
                 _answer(answered)
