@@ -452,7 +452,7 @@ def test_a_transcript_is_verified_against_log_and_ca(made, capsys):
     directory, _ = made
     person = Person(directory.root, capsys)
     said = person.asks("hsm", "ceremony", "--verify", directory.ceremony / "transcript.json")
-    assert (said["people"], said["certificates"], said["keys"]) == (["Ada"], ["root", "issuing"], 10)
+    assert (said["people"], said["certificates"], said["keys"]) == (["Ada"], ["root", "issuing"], 11)
 
 
 def test_the_paper_says_who_which_tokens_which_keys_and_the_hash(made):
