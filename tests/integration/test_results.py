@@ -34,6 +34,8 @@ from provisioning.refusals import (
 )
 from provisioning.revoking import release_device, revoke_device
 from provisioning.rollover import change, prepare
+from tests.support.cli import Person
+from tests.support.cli import serving as served
 from tests.support.enrolled import copy_of, make_history
 from tests.support.listeners import service_with_operators, serving
 from tests.support.service import running_service
@@ -312,6 +314,26 @@ def test_the_command_verifies_what_was_signed(directory, tmp_path, capsys):
     ):
         status, _, err = _verified(capsys, *wrong)
         assert (status, code in err) == (1, True), err
+
+
+def test_a_person_asks_for_a_result_and_a_relying_party_verifies_it_with_the_published_keys(
+    directory, tmp_path, capsys
+):
+    with running_service(directory) as service:
+        device, revoked = enrolled(service), enrolled(service, "revoked")
+    person = Person(directory.root, capsys)
+    with served(directory, tmp_path / "log"):
+        token = person.types("devices", "result", device.serial, "--aud", "https://rp.example/a?b&c", "--nonce", NONCE)
+        told = person.asks("devices", "result", device.id, "--aud", ME)
+        keys = f"{json.loads(directory.endpoints.read_text())['public']}/.well-known/jwks.json"
+        url = ("--jwks", keys, "--nonce", NONCE)
+        status, out, _ = _verified(capsys, token.strip(), *url, "--aud", "https://rp.example/a?b&c")
+        assert (status, device.id in out) == (0, True)
+        assert _verified(capsys, told["result"], "--jwks", keys, "--aud", ME)[0] == 0
+        person.types("devices", "result", revoked.id, "--aud", ME, status=1)
+        assert DeviceOutOfService.code in person.err
+        person.types("devices", "result", device.id, "--aud", ME, "--nonce", "short", status=1)
+        assert RequestMalformed.code in person.err
 
 
 @pytest.mark.parametrize(
