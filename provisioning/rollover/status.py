@@ -119,6 +119,8 @@ def _next(row: Record, use: Use, lacking: int, named: bool) -> str:  # noqa: FBT
         return f"wait: {use.certificates} certificates of it are in use; muster ca rotate {row.name}"
     if use.without_successor:
         return f"wait: {use.without_successor} devices do not know its successor"
+    if row.kind == RESULTS:
+        return f"retire it when the last of its results has ended: muster ca retire {row.name}"
     return f"retire it, it is safe: muster ca retire {row.name}"
 
 

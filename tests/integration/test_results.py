@@ -33,7 +33,7 @@ from provisioning.refusals import (
     StillInUse,
 )
 from provisioning.revoking import release_device, revoke_device
-from provisioning.rollover import change, prepare
+from provisioning.rollover import change, prepare, status
 from tests.support.cli import Person
 from tests.support.cli import serving as served
 from tests.support.enrolled import copy_of, make_history
@@ -224,6 +224,8 @@ async def _roll_over(service, key, other):
     after = await asked(service)
     assert after.key_id != before.key_id
     assert keys_of(service).keys() == {before.key_id, after.key_id}
+    rows = {row["name"]: row["next"] for row in (await status.show(service))["authorities"]}
+    assert rows["results"] == "retire it when the last of its results has ended: muster ca retire results"
     with pytest.raises(StillInUse):
         await change.retire(service, "results", force=False, by="owner")
     later = at(service, seconds=service.config.lifetimes.result_seconds + 2)
