@@ -1,31 +1,17 @@
 """Requests that need a signature while the token hangs or is away: 503 in time, and all else goes on."""
 
 import asyncio
-import shutil
 import time
 
 import pytest
 
 from tests.support.listeners import service_with_operators, serving
 from tests.support.service import csr, make_installation
-from tests.support.tokens import P11Kit
+from tests.support.tokens import Behind
 from wire.codec import b64url
 
 WITHIN_SECONDS = 1.0
 RECOVERED_SECONDS = 5.0
-
-
-class Behind(P11Kit):
-    """The token of an installation that was made with SoftHSM2, now behind a server of its own."""
-
-    label = "muster"
-
-    def __init__(self, directory):
-        shutil.move(directory.tokens, directory.root / "elsewhere")
-        super().__init__(directory.root / "elsewhere")
-
-    def make(self):
-        """It is there."""
 
 
 @pytest.fixture(scope="module")

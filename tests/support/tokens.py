@@ -139,6 +139,19 @@ class P11Kit(SoftHsm):
             self.kill()
 
 
+class Behind(P11Kit):
+    """The token of an installation that was made with SoftHSM2, now behind a server of its own."""
+
+    label = "muster"
+
+    def __init__(self, directory):
+        shutil.move(directory.tokens, directory.root / "elsewhere")
+        super().__init__(directory.root / "elsewhere")
+
+    def make(self):
+        """It is there."""
+
+
 TOKENS = {"SoftHSM2": SoftHsm, "NSS": Nss, "p11-kit": P11Kit}
 
 
