@@ -184,7 +184,8 @@ class Revoked:
         self._service = service
         self._wire = wire
         self._seen: int | None = None
-        self._denied: set[str] = set()
+        self._denied: set[str] | None = None
+        self._unwritten = False
         self._published: dict[str, int] = {}
         self._adopted = False
         self._ending: dict[asyncio.Task[None], set[str]] = {}
@@ -197,11 +198,9 @@ class Revoked:
         await revoking.end_grace(service)
         changes, unlisted, leaving, newest = await service.store.read(self._changes)
         denied = {change.device_id for change in unlisted if change.device_id is not None}
-        leaving |= self._denied - denied  # the CRL lists them now; they may have come in again before
-        if denied != self._denied or self._seen is None:
-            text = "".join(f"{device}\n" for device in sorted(denied)).encode()
-            await asyncio.to_thread(replace_file, service.directory.denied, text, mode=0o600)
-            self._denied = denied
+        leaving |= (self._denied or set()) - denied  # the CRL lists them now; they may have come in again before
+        if denied != self._denied:
+            await self._deny(denied)
         if denied and monotonic() >= self._end_again_at:
             leaving |= denied
         self._seen = newest
@@ -226,6 +225,18 @@ class Revoked:
                 self._published[authority.name] = covers
         if failed is not None:
             raise failed
+
+    async def _deny(self, denied: set[str]) -> None:
+        """Write down who has no rights. Where the disk is full, their sessions end all the same, again and again."""
+        text = "".join(f"{device}\n" for device in sorted(denied)).encode()
+        try:
+            await asyncio.to_thread(replace_file, self._service.directory.denied, text, mode=0o600)
+        except OSError as error:
+            if not self._unwritten:
+                _log.error("mqtt.rights_not_written", devices=len(denied), why=str(error))
+            self._unwritten = True
+        else:
+            self._denied, self._unwritten = denied, False
 
     def _changes(self, tx: Connection) -> tuple[list[Record], list[Record], set[str], int]:
         """New changes; orders that the published CRLs do not show; devices whose session ends; the newest change."""

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
@@ -30,7 +31,7 @@ def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO
             structlog.processors.JSONRenderer(sort_keys=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: structlog.WriteLogger(stream or sys.stderr),
+        logger_factory=lambda *_: _Lines(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
     handler = _ToStructlog()
@@ -53,6 +54,17 @@ def shorten(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str,
         elif isinstance(value, str) and len(value) > FIELD_MOST:
             event[name] = value[-FIELD_MOST:] if name == "exception" else value[:FIELD_MOST]
     return event
+
+
+class _Lines(structlog.WriteLogger):
+    """Lines on a stream. Where it takes none (a log file on a full disk), whoever logs goes on without."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 class _ToStructlog(logging.Handler):

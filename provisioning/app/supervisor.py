@@ -56,15 +56,26 @@ class _Kept:
         """Start it where it is due. Returns the exit status, once, where it has just died."""
         if self.child is None:
             if now >= self.due:
-                self.run()
+                self._run_again(now)
             return None
         status = self.child.poll()
         if status is None:
             return None
         self.pause = FIRST_PAUSE_SECONDS if now - self.started > STEADY_SECONDS else self.pause * 2
-        self.child, self.due = None, now + min(self.pause, LONGEST_PAUSE_SECONDS)
+        self._put_off(now)
         _log.warning("child.died", child=self.name, status=status, again_in_seconds=round(self.due - now, 1))
         return status
+
+    def _run_again(self, now: float) -> None:
+        try:
+            self.run()
+        except OSError as error:  # a full disk, no more processes: that passes
+            self.pause *= 2
+            self._put_off(now)
+            _log.error("child.not_started", child=self.name, why=str(error))
+
+    def _put_off(self, now: float) -> None:
+        self.child, self.due = None, now + min(self.pause, LONGEST_PAUSE_SECONDS)
 
 
 class Supervisor:
@@ -76,6 +87,8 @@ class Supervisor:
         self._stopping = False
         self._kept: list[_Kept] = []
         self._broker: Broker | None = None
+        self._stale = False
+        """Does the broker not know what is in force, because its files could not be written?"""
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT: 0; 1 where a worker cannot start any more. Raises: ConfigurationRefused."""
@@ -133,10 +146,21 @@ class Supervisor:
                 if kept.tend(monotonic()) == CANNOT_START:
                     _log.error("worker.cannot_start", child=kept.name)
                     return 1
-            if self._broker is not None:
-                self._broker.reload_if_changed()
+            self._reload_broker()
             sleep(TICK_SECONDS)
         return 0
+
+    def _reload_broker(self) -> None:
+        """What it is to read again is written until it could be: a full disk ends nothing."""
+        try:
+            if self._broker is not None:
+                self._broker.reload_if_changed()
+        except OSError as error:
+            if not self._stale:
+                _log.error("broker.not_reloaded", why=str(error))
+            self._stale = True
+        else:
+            self._stale = False
 
     def _end(self) -> None:
         # Workers first: they still need the broker to say goodbye. All are asked before any is waited for.

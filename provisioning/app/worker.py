@@ -30,7 +30,7 @@ from provisioning.http.exchange import Dispatcher, Route
 from provisioning.http.listener import Listener
 from provisioning.messaging import Bridge
 from provisioning.ocsp import Responder
-from provisioning.refusals import Refusal
+from provisioning.refusals import Refusal, StorageUnavailable
 from provisioning.service import Service
 from wire.codec import decode
 
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
             asyncio.run(serve(service, ports, given.number, given.ready_descriptor))
     except ConfigurationRefused as refused:
         _log.error("worker.refused", why=str(refused))
-        return 1 if isinstance(refused.__cause__, TokenUnavailable) else CANNOT_START
+        return 1 if isinstance(refused.__cause__, TokenUnavailable | StorageUnavailable) else CANNOT_START
     return 0
 
 

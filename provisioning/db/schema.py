@@ -8,6 +8,7 @@ from alembic.config import Config as AlembicConfig
 from alembic.script import ScriptDirectory
 
 from provisioning.config import ConfigurationRefused
+from provisioning.refusals import StorageUnavailable
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -32,10 +33,18 @@ def verify_schema(path: Path) -> None:
 
 
 def version_of(path: Path) -> str | None:
-    """The schema's version as the database says, or None where it is no database of ours."""
+    """The schema's version as the database says, or None where it is no database of ours.
+
+    Raises: ConfigurationRefused, because of StorageUnavailable, where it cannot be read now (a full disk).
+    """
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
             row = connection.execute("select version_num from alembic_version").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # no such table
+            return None
+        msg = f"{path}: cannot be read ({error}); look at disk and permissions: muster doctor"
+        raise ConfigurationRefused(msg) from StorageUnavailable(expected="a readable database", actual=error)
     except sqlite3.DatabaseError:
         return None
     return None if row is None else str(row[0])
