@@ -147,11 +147,11 @@ async def _by_certificate(service: Service, shown: ClientCertificate) -> Caller:
 
 
 async def _refuse_stranger(service: Service, name: str, actual: str, source: str) -> NoReturn:
-    """A refusal that the operator finds where the name is a device's. The caller learns that it is not known."""
+    """A refusal that is recorded whether the name is a device's or not: the answer does not tell which are."""
     refusal = NotAuthenticated(expected="a one-time token of this device that can still be used", actual=actual)
     device = await service.store.read(lambda tx: devices.by_name(tx, name))
-    if device is not None:
-        await attesting.record_refusal(service, refusal, Refused("est", source, device.id, device.serial))
+    where = Refused("est", source) if device is None else Refused("est", source, device.id, device.serial)
+    await attesting.record_refusal(service, refusal, where)
     raise refusal
 
 

@@ -248,6 +248,16 @@ async def test_a_wrong_token_is_found_by_explain_where_the_name_is_a_devices(cli
 # --- what the record says ---------------------------------------------------------------------------------------------
 
 
+async def test_an_answer_does_not_tell_which_names_are_devices(client, service, names):
+    serial = names()
+    await token_for(service, serial)
+    known, unknown = [
+        (await ask(client, "csrattrs", user=(name, "not-the-token")))[2] for name in (serial, f"{serial}-not")
+    ]
+    assert len(known["instance"]) == len(unknown["instance"])
+    assert {**known, "instance": ""} == {**unknown, "instance": ""}
+
+
 async def test_everything_in_the_certificate_but_the_key_is_the_records(client, service, names):
     serial, key = names(), new_key()
     made = await token_for(service, serial)
