@@ -152,6 +152,11 @@ def state_of(device: Record) -> str:
     return "on-hold" if device.state == "revoked" and device.held_from is not None else str(device.state)
 
 
+def state_after(reason: str) -> str:
+    """The state that a revocation leaves, in the same words."""
+    return "on-hold" if reason == HOLD else "revoked"
+
+
 def to_throw_off(tx: Connection, changes: Sequence[Record]) -> set[str]:
     """The devices whose live session may hold a certificate that these changes revoked, or that ended themselves.
 

@@ -27,6 +27,7 @@ from provisioning.cli.results import result
 class Reason(StrEnum):
     """Why something is revoked: the service's own list (`provisioning.issuance.revocation.REASONS`)."""
 
+    AA_COMPROMISE = "aa-compromise"
     AFFILIATION_CHANGED = "affiliation-changed"
     CA_COMPROMISE = "ca-compromise"
     CERTIFICATE_HOLD = "certificate-hold"

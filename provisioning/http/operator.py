@@ -135,7 +135,7 @@ async def _evidence(asked: Asked) -> object:
 
 async def _revoke(asked: Asked) -> object:
     device = await revoking.revoke_device(asked.call.service, asked.name, asked.body.reason, by=asked.operator.name)
-    return {"device": device.id, "state": "revoked", "reason": asked.body.reason}
+    return {"device": device.id, "state": revoking.state_after(asked.body.reason), "reason": asked.body.reason}
 
 
 async def _release(asked: Asked) -> object:
@@ -152,7 +152,7 @@ async def _certificates(asked: Asked) -> object:
 async def _revoke_certificate(asked: Asked) -> object:
     reason = asked.body.reason
     row = await revoking.revoke_certificate(asked.call.service, asked.name, reason, by=asked.operator.name)
-    return {"serial": row.serial, "device": row.device_id, "state": "revoked", "reason": reason}
+    return {"serial": row.serial, "device": row.device_id, "state": revoking.state_after(reason), "reason": reason}
 
 
 async def _release_certificate(asked: Asked) -> object:

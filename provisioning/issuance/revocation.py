@@ -21,7 +21,7 @@ _VERSION_2 = der.integer(1)
 class Reason(Enum):
     """Why a certificate is revoked: CRLReason of RFC 5280 section 5.3.1, by its name there.
 
-    Not here: `removeFromCRL` (delta CRLs only) and the two that speak of attribute certificates.
+    Not here: `removeFromCRL`, which only delta CRLs say.
     """
 
     UNSPECIFIED = 0
@@ -32,6 +32,7 @@ class Reason(Enum):
     CESSATION_OF_OPERATION = 5
     CERTIFICATE_HOLD = 6
     PRIVILEGE_WITHDRAWN = 9
+    AA_COMPROMISE = 10
 
     @property
     def text(self) -> str:
@@ -182,6 +183,7 @@ _REASON_FLAGS = {
     x509.ReasonFlags.cessation_of_operation: Reason.CESSATION_OF_OPERATION,
     x509.ReasonFlags.certificate_hold: Reason.CERTIFICATE_HOLD,
     x509.ReasonFlags.privilege_withdrawn: Reason.PRIVILEGE_WITHDRAWN,
+    x509.ReasonFlags.aa_compromise: Reason.AA_COMPROMISE,
 }
 
 

@@ -187,7 +187,7 @@ async def test_operators_hold_release_and_revoke_over_http(service, tmp_path):
         async def state():
             return (await client.call("operator", "GET", "/api/v1/devices/d-1", role="viewer"))[2]
 
-        assert await order("devices/d-1/revoke", {"reason": "certificate-hold"}) == (200, "revoked")
+        assert await order("devices/d-1/revoke", {"reason": "certificate-hold"}) == (200, "on-hold")
         assert json.loads(await state())["state"] == "on-hold"
         assert await order("devices/d-1/release") == (200, "active")
         assert await order("devices/d-1/release") == (409, "MUSTER-REV-001")
