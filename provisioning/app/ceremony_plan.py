@@ -15,6 +15,7 @@ from hsm.errors import UriRefused
 from hsm.uri import Pkcs11Uri, parse_uri
 from provisioning.app.ceremony_answers import Answers, AnswersRefused, TokenAnswers, line_of
 from provisioning.app.pins import SOURCE, SOURCES
+from provisioning.config import Config, Listen, public_url
 from provisioning.issuance.profiles import builtin
 from provisioning.issuance.tbs import Profile
 from wire.codec import encode
@@ -136,6 +137,13 @@ def hosts_of(answers: Answers) -> tuple[str, ...]:
     """The names and addresses beside the service name that the service's own certificate carries."""
     named = (answers.advertised_host or answers.host, answers.host)
     return tuple(dict.fromkeys(host for host in named if host not in _EVERYWHERE))
+
+
+def asked_at(answers: Answers) -> str:
+    """The address in certificates (CRL, OCSP, CA certificates)."""
+    told, port = answers.advertised_host or answers.host, answers.ports[2]  # device, operator, public, MQTT
+    listen = Listen(advertised_host=told, public_url=answers.public_url)
+    return public_url(Config(answers.service_name, listen=listen), port)
 
 
 def is_host(name: str) -> bool:

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from provisioning.app.ceremony_answers import Person
-from provisioning.app.ceremony_plan import PROMPT, Ceremony, PlannedToken
+from provisioning.app.ceremony_plan import PROMPT, Ceremony, PlannedToken, asked_at
 from provisioning.refusals import Finding, TranscriptRefused
 from wire.codec import Cap, MalformedMessage, decode, encode, rfc3339
 
@@ -207,6 +207,7 @@ def plan_text(ceremony: Ceremony, sha256: str) -> str:
             lines.append(
                 "    may name only " + "; ".join(f"{kind} {', '.join(those)}" for kind, those in names if those)
             )
+    lines.append(f"  what was revoked, and who signed, is asked at {asked_at(answers)}: it stands in all of them")
     lines += ["", "ALSO"]
     if ceremony.root_crl_days is not None:
         lines.append(f"  the root's first CRL, good for {ceremony.root_crl_days} days")

@@ -98,13 +98,13 @@ class ServedToken:
         """It did what it was asked for."""
         if self.failed:
             self.failed = False
-            _log.info("keys.token_serves", token=str(self.place))
+            _log.info("keys.token_serves", place=str(self.place))
 
     def refused(self, why: object) -> None:
         """It did not."""
         if not self.failed:
             self.failed = True
-            _log.warning("keys.token_fails", token=str(self.place), why=str(why))
+            _log.warning("keys.token_fails", place=str(self.place), why=str(why))
 
     def is_to_be_probed(self) -> bool:
         """Has it failed, and was it not tried a moment ago? Whoever is told so tries it."""
@@ -121,7 +121,7 @@ class ServedToken:
         try:
             self._token.close()
         except HsmError as error:
-            _log.warning("keys.token_left_open", token=str(self.place), why=str(error))
+            _log.warning("keys.token_left_open", place=str(self.place), why=str(error))
 
 
 class ServedKey:

@@ -1,14 +1,18 @@
 """Log lines: one event one line, whatever the fields hold; no secret by name; nothing endless."""
 
+import ast
 import io
 import json
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import structlog
 
-from provisioning.app.logging import FIELD_MOST, configure_logging
+from provisioning.app.logging import FIELD_MOST, configure_logging, hide_secrets
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -41,6 +45,18 @@ def test_a_traceback_is_a_field_of_one_line(lines):
 def test_a_field_named_like_a_secret_is_hidden(lines, name):
     structlog.get_logger().info("event", **{name: "canary"})
     assert "canary" not in json.dumps(lines())
+
+
+def test_no_event_of_ours_has_a_field_that_would_be_hidden():
+    """What a person needs to know would not be told: `keys.token_fails` once hid which token."""
+    hidden = []
+    for file in sorted(ROOT.glob("provisioning/**/*.py")):
+        for call in ast.walk(ast.parse(file.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("_log."):
+                fields = {word.arg: "shown" for word in call.keywords if word.arg}
+                if hide_secrets(None, "", dict(fields)) != fields:
+                    hidden.append(f"{file.name}:{call.lineno}")
+    assert hidden == []
 
 
 def test_a_long_field_is_cut(lines):

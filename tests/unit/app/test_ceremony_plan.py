@@ -91,6 +91,18 @@ def test_the_fingerprint_is_of_the_plan():
     assert fingerprint(plan(SERVICE)) != fingerprint(plan(replace(SERVICE, people=(Person("Ada", "witness"),))))
 
 
+@pytest.mark.parametrize(
+    ("changes", "address"),
+    [
+        ({}, "http://127.0.0.1:8080:"),
+        ({"advertised_host": "ca.example", "ports": (1, 2, 3, 4)}, "http://ca.example:3:"),
+        ({"public_url": "http://pki.example/muster"}, "http://pki.example/muster:"),
+    ],
+)
+def test_the_plan_says_the_address_that_certificates_will_hold(changes, address):
+    assert f"is asked at {address}" in plan_text(plan(replace(SERVICE, **changes)), "")
+
+
 def test_the_plan_for_the_room_names_everything():
     answers = replace(SERVICE, people=(Person("Ada", "witness"),), tokens={"root": TokenAnswers(uri=URI, pin="prompt")})
     ceremony = plan(answers)
