@@ -149,7 +149,8 @@ def sign_ca(service: Service, subject: str, signer: str, tbs: bytes, say: Callab
     """A root's signature over the certificate of a CA of ours, which is said first.
 
     The service wrote those bytes: it may be somebody else's by now. So they are read here, they must be a CA's, and its
-    key must lie in a token of ours, or be that of a root that the trust bundle names.
+    key must lie in a token of ours, or be that of a root that the trust bundle names. A CA whose key does not lie
+    beside the signing root's, where the service has none, makes no further CA (path length 0).
     Raises: ToBeSignedRefused, SigningUnavailable, NotFound.
     """
     by = service.authorities.named(signer) if signer != subject else None
@@ -158,16 +159,39 @@ def sign_ca(service: Service, subject: str, signer: str, tbs: bytes, say: Callab
         raise ToBeSignedRefused(expected="an authority of this installation", actual=subject)
     try:
         shown = x509.load_der_x509_certificate(unsigned(tbs))
-        is_ca = shown.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        basic = shown.extensions.get_extension_for_class(x509.BasicConstraints).value
+        names = _may_name(shown)
         spki = shown.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (*UNPARSED, x509.ExtensionNotFound) as error:
         raise ToBeSignedRefused(expected="a CA's certificate", actual=type(error).__name__) from error
-    if not is_ca or spki != asyncio.run(_own_key(service, row)):
+    if not basic.ca or spki != asyncio.run(_own_key(service, row)):
         raise ToBeSignedRefused(
-            expected=f"the CA {subject}, whose key is ours", actual=f"key {key_id(spki)}, CA: {is_ca}"
+            expected=f"the CA {subject}, whose key is ours", actual=f"key {key_id(spki)}, CA: {basic.ca}"
         )
-    say(f"{signer} signs {shown.subject.rfc4514_string()}, until {shown.not_valid_after_utc:%Y-%m-%d}")
+    if basic.path_length != 0 and by is not None and row.key and not _is_beside(row.key, by.key):
+        raise ToBeSignedRefused(expected="a CA of path length 0", actual=basic.path_length)
+    say(f"{signer} signs {shown.subject.rfc4514_string()}, until {shown.not_valid_after_utc:%Y-%m-%d}, names: {names}")
     return asyncio.run(service.keys.sign(row.key if by is None else by.key, tbs))
+
+
+def _may_name(ca: x509.Certificate) -> str:
+    """Its name constraints, in words."""
+    try:
+        found = ca.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound:
+        return "any"
+    only, never = (
+        ", ".join(str(name.value) for name in names or ())
+        for names in (found.permitted_subtrees, found.excluded_subtrees)
+    )
+    return "; ".join(words for words in (f"only {only}" if only else "", f"never {never}" if never else "") if words)
+
+
+def _is_beside(key: str, other: str) -> bool:
+    """Do both keys lie in one token? A bare label is the service's token."""
+    if not (key.startswith(SCHEME) and other.startswith(SCHEME)):
+        return False
+    return replace(parse_uri(key), object=None, id=None) == replace(parse_uri(other), object=None, id=None)
 
 
 async def _own_key(service: Service, row: Record) -> bytes:

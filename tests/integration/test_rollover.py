@@ -19,6 +19,7 @@ from provisioning.app.places import open_token
 from provisioning.authorities import State
 from provisioning.config import load_config
 from provisioning.db import authorities, commands, devices, enrollments
+from provisioning.issuance.profile import IssuingCa, build
 from provisioning.refusals import (
     ChangeNotReached,
     DeviceKeyReused,
@@ -219,6 +220,33 @@ async def test_a_key_of_somebody_else_gets_no_roots_signature(installation):
     (task,) = await prepare.tasks(service, "issuing-2")
     with pytest.raises(ToBeSignedRefused):
         await asyncio.to_thread(trusting.sign_ca, service, task.subject, task.signer, task.tbs, lambda _: None)
+
+
+async def test_a_ca_of_the_service_gets_no_signature_that_lets_it_make_further_cas(installation):
+    """The same service, over its own token's key: path length 0 or nothing, whatever its records call that CA."""
+    service = installation.service
+    await installation.prepared()
+    root, key = service.authorities.named("root"), service.authorities.named("issuing-2").spki
+    now = datetime.now(UTC)
+    tbs = build(IssuingCa("Any CA", key), root.issuer, serial=2**100, not_before=now, not_after=now + timedelta(1))
+    free = tbs.der.replace(bytes.fromhex("30060101ff020100"), bytes.fromhex("30060101ff020101"))
+    said = []
+    for kind in ("issuing", "root"):
+        await service.ledger.write(lambda tx, kind=kind: authorities.change(tx, "issuing-2", kind=kind))
+        with pytest.raises(ToBeSignedRefused) as refused:
+            await asyncio.to_thread(trusting.sign_ca, service, "issuing-2", "root", free, said.append)
+        assert "path length 0" in str(refused.value.expected)
+    await asyncio.to_thread(trusting.sign_ca, service, "issuing-2", "root", tbs.der, said.append)
+    assert said == [f"root signs CN=Any CA, until {now + timedelta(1):%Y-%m-%d}, names: any"]
+
+
+async def test_the_owner_is_told_what_a_ca_may_name(constrained):
+    said = []
+    name = await constrained.prepared()
+    (row,) = [one for one in constrained.service.store.read_now(authorities.every) if one.name == name]
+    tbs = x509.load_der_x509_certificate(row.certificate).tbs_certificate_bytes
+    await asyncio.to_thread(trusting.sign_ca, constrained.service, name, "root", tbs, said.append)
+    assert said[0].endswith("names: only muster.test, localhost, gw.example, muster.test, 127.0.0.1/32, 192.0.2.0/24")
 
 
 def _forget_requests(tx):
