@@ -51,6 +51,7 @@ def _gone_soon(pid: int) -> bool:
 def _commands(folder: Path) -> dict[str, list[str]]:
     configuration = folder / "mosquitto.conf"
     configuration.write_text(f"listener 0 {folder}/broker.sock\nallow_anonymous true\n", encoding="utf-8")
+    configuration.chmod(0o644)  # the child is another user
     swtpm = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--flags", "not-need-init,startup-clear"]
     return {
         "python": [sys.executable, "-c", "import time; time.sleep(600)"],
@@ -84,13 +85,15 @@ def _kill_parent(folder: Path, command: list[str], *, parent_user: str | None, c
         extra_groups=[] if account else None,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
     ) as parent:
-        line = parent.stdout.readline()
-        if not line:
-            pytest.fail(parent.stderr.read().decode())
-        child = int(line)
-        time.sleep(0.3)  # until it has changed what it changes about itself
-        assert not _gone(child), "the child did not run"
-        parent.kill()
+        try:
+            line = parent.stdout.readline()
+            if not line:
+                pytest.fail(parent.stderr.read().decode())
+            child = int(line)
+            time.sleep(0.3)  # until it has changed what it changes about itself
+            assert not _gone(child), "the child did not run"
+        finally:
+            parent.kill()
     return child
 
 

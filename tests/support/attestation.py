@@ -3,7 +3,7 @@
 import hashlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from cryptography import x509
@@ -33,7 +33,8 @@ from provisioning.attestation.policy import Policy
 from wire.binding import activation_proof, binding
 from wire.messages import Attestation, EnrollmentRequest, Evidence, PcrSelection
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC) + timedelta(hours=1)
+"""Later than any EK certificate that a test makes, however long the tests take."""
 KINDS = {"rsa2048": "EK-RSA2048", "ecc384": "EK-HIGH-ECC384"}
 AK_ATTRIBUTES = (
     TPMA_OBJECT.RESTRICTED

@@ -1,0 +1,14 @@
+"""What holds for every test."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def umask_of_its_own():
+    """The service's commands narrow the umask of their process: the next test has the one that it began with."""
+    before = os.umask(0)
+    os.umask(before)
+    yield
+    os.umask(before)
