@@ -16,6 +16,8 @@ Read = Callable[[Connection], T]
 
 READ_LANES = 2
 READ_DEADLINE_SECONDS = 5.0
+BUSY_SECONDS = 3
+"""How long a write waits where another process writes. Nobody here holds the database for longer than a commit."""
 
 
 class Store:
@@ -69,7 +71,7 @@ def open_sqlite(path: Path, *, read_only: bool) -> Engine:
     mode, begin = ("ro", "BEGIN") if read_only else ("rwc", "BEGIN IMMEDIATE")
     engine = create_engine(
         f"sqlite:///file:{path}?mode={mode}&uri=true",
-        connect_args={"check_same_thread": False, "timeout": 10, "isolation_level": None},
+        connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS, "isolation_level": None},
         pool_size=READ_LANES + 1,
     )
 

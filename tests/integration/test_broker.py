@@ -9,9 +9,9 @@ import subprocess
 import pytest
 
 from provisioning.app.broker import Broker, broker_socket
-from provisioning.service_tls import renew_service_certificate
 from provisioning.config import ConfigurationRefused, load_config
 from provisioning.messaging import SERVICE_USER, end_session
+from provisioning.service_tls import renew_service_certificate
 from tests.support import fleet
 from tests.support.crls import publish_crl
 from tests.support.mqtt import Peer, eventually, peer, running_broker
