@@ -13,9 +13,9 @@ from provisioning.attestation.policy import parse_policy
 from provisioning.attestation.structures import parse_public, parse_quote
 from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
-from provisioning.issuance.tbs import assemble
+from provisioning.issuance.tbs import Profile, assemble
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, RequestMalformed, StateConflict, refusal_class
+from provisioning.refusals import NotFound, ProfileUnknown, RequestMalformed, StateConflict, refusal_class
 from provisioning.service import Service
 from wire.binding import Flow
 from wire.codec import b64url, rfc3339, unb64url
@@ -23,6 +23,8 @@ from wire.codec import b64url, rfc3339, unb64url
 Json = dict[str, object]
 APPROVAL = timedelta(hours=1)
 """How long an operator's approval of another AK, or of a cleared TPM, waits for the device."""
+CHOSEN = (Profile.LDEVID, Profile.GATEWAY)
+"""The kinds of profile that an operator may give a device."""
 
 
 async def list_devices(service: Service, after: str, limit: int) -> list[Json]:
@@ -126,6 +128,30 @@ def _waiting_key(tx: Connection, device: Record, key_id: str | None) -> str:
     if not waiting:
         raise StateConflict(expected="a key that waits for approval", actual="none")
     raise StateConflict(expected="one of " + ", ".join(waiting), actual=key_id or "no key named")
+
+
+async def set_profile(service: Service, name: str, profile: str, *, by: str) -> Json:
+    """The profile of a device's next enrollment or rotation. What it has keeps the one that it was issued under.
+
+    Raises: NotFound, ProfileUnknown (none, or one of a kind that is not in `CHOSEN`), StateConflict.
+    """
+    await service.profiles.refresh(service.store)  # another worker may have set it a moment ago
+    kind = service.profiles.of_device(profile).kind
+    if kind not in CHOSEN:
+        raise ProfileUnknown(expected="a profile of kind " + " or ".join(CHOSEN), actual=f"{profile}, of kind {kind}")
+    entry = leaf(service, "device-profile", service.clock(), device=name, profile=profile, by=by)
+
+    def write(tx: Connection) -> Json:
+        device = devices.by_name(tx, name)
+        if device is None:
+            raise NotFound(expected="a device's id or serial", actual=name)
+        if device.state in ("revoked", "decommissioned"):
+            raise StateConflict(expected="a device in service", actual=device.state)
+        devices.change(tx, device.id, profile=profile)
+        leaves.add(tx, entry)
+        return {"device": device.id, "profile": profile, "before": device.profile}
+
+    return await service.ledger.write(write)
 
 
 async def set_policy(service: Service, text: str, *, by: str) -> Json:

@@ -21,6 +21,7 @@ from provisioning.cli import (
     explain,
     factory,
     hsm,
+    operators,
     ota,
     owner,
     policy,
@@ -59,7 +60,7 @@ def _muster(
 
 _GROUPS = (
     owner, hsm, audit, factory, devices, certificates, ca, crl, est, policy, ek_roots, attest, profile, explain, trust,
-    ota, results, simulate, demo,
+    operators, ota, results, simulate, demo,
 )  # fmt: skip
 for module in _GROUPS:
     module.add_to(app)

@@ -51,6 +51,7 @@ _PARTS = {
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The device's id or serial.")]
 After = Annotated[str, typer.Option(metavar="S", help="Start behind this serial.")]
 Limit = Annotated[int, typer.Option(min=1, max=PAGE_MOST, metavar="N", help="At most so many.")]
+Profile = Annotated[str, typer.Argument(metavar="PROFILE", help="A certificate profile of kind ldevid or gateway.")]
 Key = Annotated[str, typer.Option("--key", metavar="K", help="Which key, where several wait for approval by EST.")]
 Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 
@@ -58,7 +59,7 @@ Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 def add_to(app: typer.Typer) -> None:
     """Put the commands in."""
     group = typer.Typer(
-        help="Devices: list, show, results, revoke, release, rotate, approve.",
+        help="Devices: list, show, results, revoke, release, rotate, approve, profile.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -72,6 +73,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("release", epilog=example("muster devices release gateway-0017"))(release)
     group.command("rotate", epilog=example("muster devices rotate gateway-0017"))(rotate)
     group.command("approve", epilog=example("muster devices approve gateway-0017"))(approve)
+    group.command("profile", epilog=example("muster devices profile gateway-0017 gateway"))(set_profile)
     app.add_typer(group, name="devices")
 
 
@@ -126,6 +128,12 @@ def rotate(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) 
 def approve(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE, key: Key = "") -> None:
     """Accept, for one hour and once, a cleared TPM, another attestation key, or the key that waits by EST."""
     _order(output, data_dir, name, "approve", {"key_id": key} if key else {})
+
+
+def set_profile(name: Name, profile: Profile, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Set the certificate profile of a device, from its next enrollment or rotation on."""
+    _order(output, data_dir, name, "profile", {"profile": profile})
+    note(f"what it has stays; for a certificate under it now: muster devices rotate {name}")
 
 
 def _order(output: Format, data_dir: Path | None, name: str, what: str, body: object = None) -> None:

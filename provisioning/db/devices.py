@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, or_, select, update
 
 from provisioning.db.columns import table_of
 from provisioning.db.prepared import Prepared, PreparedSelect
@@ -171,6 +171,21 @@ def operator_by_token(tx: Connection, token_sha256: str) -> Record | None:
 def add_operator(tx: Connection, *, name: str, role: str, token_sha256: str, now: int) -> None:
     """Insert an operator."""
     tx.execute(insert(operator).values(name=name, role=role, token_sha256=token_sha256, created_at=now))
+
+
+def operator_by_name(tx: Connection, name: str) -> Record | None:
+    """The operator of that name."""
+    return tx.execute(select(operator).where(operator.c.name == name)).first()
+
+
+def operators(tx: Connection) -> list[Record]:
+    """All operators, by name."""
+    return list(tx.execute(select(operator).order_by(operator.c.name)))
+
+
+def remove_operator(tx: Connection, name: str) -> None:
+    """Delete an operator."""
+    tx.execute(delete(operator).where(operator.c.name == name))
 
 
 def releases_of(tx: Connection, device_id: str) -> list[Record]:

@@ -16,7 +16,7 @@ from provisioning.access import Operator, Role, may
 from provisioning.access.rates import Rate, RateTable
 from provisioning.config import Limits
 from provisioning.factory import add_station
-from provisioning.http import ca, ek_roots, results
+from provisioning.http import ca, ek_roots, operators, results
 from provisioning.http.auth import operator_of
 from provisioning.http.exchange import NO_STORE, Call, Route, query, reply, too_many
 from provisioning.http.files import receive_file
@@ -277,6 +277,9 @@ TABLE = (
     OperatorRoute("POST", "/api/v1/devices/{name}/release", Role.OPERATOR, _release),
     OperatorRoute("POST", "/api/v1/devices/{name}/rotate", Role.OPERATOR, _rotate, status=202),
     OperatorRoute("POST", "/api/v1/devices/{name}/approve", Role.OPERATOR, _approve, Approval),
+    OperatorRoute(
+        *("POST", "/api/v1/devices/{name}/profile", Role.OPERATOR, operators.set_device_profile, operators.ProfileName)
+    ),
     OperatorRoute("POST", "/api/v1/est-tokens", Role.ADMIN, _create_est_token, NewEstToken, 201),
     OperatorRoute("GET", "/api/v1/est-tokens", Role.VIEWER, _est_tokens),
     OperatorRoute("POST", "/api/v1/est-tokens/{name}/revoke", Role.OPERATOR, _revoke_est_token),
@@ -293,6 +296,9 @@ TABLE = (
     OperatorRoute("GET", "/api/v1/ek-roots", Role.VIEWER, ek_roots.every),
     OperatorRoute("GET", "/api/v1/ek-roots/{name}", Role.VIEWER, ek_roots.one),
     OperatorRoute("DELETE", "/api/v1/ek-roots/{name}", Role.ADMIN, ek_roots.remove),
+    OperatorRoute("POST", "/api/v1/operators", Role.ADMIN, operators.add, operators.NewOperator, 201),
+    OperatorRoute("GET", "/api/v1/operators", Role.ADMIN, operators.every),
+    OperatorRoute("DELETE", "/api/v1/operators/{name}", Role.ADMIN, operators.remove),
     OperatorRoute("POST", "/api/v1/stations", Role.ADMIN, _add_station, NewStation, 201),
     OperatorRoute("GET", "/api/v1/stations", Role.VIEWER, _stations),
     OperatorRoute("GET", "/api/v1/explain/{name}", Role.VIEWER, _explain),

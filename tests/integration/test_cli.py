@@ -1,6 +1,7 @@
 """The commands as a user types them, against a service that runs: stations, devices, policies, trust, releases."""
 
 import csv
+import json
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -301,3 +302,21 @@ def test_every_operator_action_is_in_the_log(person, served):
     with closing(sqlite3.connect(served.root / "muster.db")) as database:
         kinds = {row[0] for row in database.execute("select distinct kind from leaf")}
     assert kinds >= {"station", "registration", "policy", "approval", "revocation", "release", "trust", "certificate"}
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def test_an_operators_token_is_printed_once_and_the_last_admin_stays(person):
+    token = person.types("operators", "add", "ada", "--role", "viewer").strip()
+    assert len(token) == 43
+    assert token not in person.err
+    listed = person.asks("operators", "list")["operators"]
+    assert [(one["name"], one["role"]) for one in listed] == [("ada", "viewer"), ("owner", "admin")]
+    assert token not in json.dumps(listed)
+    person.types("operators", "remove", "owner", status=1)
+    assert "(MUSTER-ACC-009)" in person.err
+    assert "removed" in person.types("operators", "remove", "ada")
+    person.types("operators", "add", "ada", "--role", "root", status=2)
+    person.types("devices", "profile", "nobody", "gateway", status=1)
+    assert "(MUSTER-ACC-003)" in person.err

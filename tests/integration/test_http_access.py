@@ -187,7 +187,7 @@ async def test_every_role_gets_every_route_that_it_may_and_no_other(client, row,
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api/v1/", "/api/v1/operators", "/api/v1/devices/a/b", "/v1/enrollments", "/openapi.json"]
+    "path", ["/", "/api/v1/", "/api/v1/operator", "/api/v1/devices/a/b", "/v1/enrollments", "/openapi.json"]
 )
 async def test_an_unlisted_route_is_not_there_for_anybody(client, path):
     for role in (None, "admin"):
