@@ -30,7 +30,11 @@ def figures() -> Iterator[dict[str, str | float]]:
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench issuing CA")])
-    urls = ("http://muster.example/crl/issuing.crl", "http://muster.example/ca/issuing.crt", "http://muster.example/ocsp")
+    urls = (
+        "http://muster.example/crl/issuing.crl",
+        "http://muster.example/ca/issuing.crt",
+        "http://muster.example/ocsp",
+    )
     issuer = Issuer(name.public_bytes(), bytes(20), NOW + timedelta(days=3650), *urls)
     wanted = Ldevid("device-0001", "serial-0001", "muster.example", public)
     tbs = build(wanted, issuer, **LIFE)
