@@ -42,6 +42,7 @@ from provisioning.access.rates import Rate, RateTable
 from provisioning.app.compose import compose
 from provisioning.app.endpoints import bind_shared
 from provisioning.app.installation import Installation, initialize
+from provisioning.app.worker import stay_on_one_core
 from provisioning.config import DataDirectory, load_config
 from provisioning.db import devices, est
 from provisioning.db.ledger import Ledger
@@ -289,6 +290,7 @@ def main() -> None:
     load.add_argument("--port", type=int, required=True)
     given = parser.parse_args()
     if given.command == "serve":
+        stay_on_one_core(0)
         asyncio.run(_serve(given.root))
     elif given.command == "load":
         asyncio.run(_generate(given.requests, given.port))

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     if os.getppid() != int(parent):
         return 1  # it ended before the signal was asked for
     os.nice(NICENESS)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # not on its worker's core
     directory = DataDirectory(Path(folder))
     config = load_config(directory)
     with ExitStack() as opened:

@@ -162,6 +162,9 @@ def test_several_workers_share_the_ports(serve, directory):
     endpoints = serving.ready()
     workers = serving.children("provisioning.app.worker")
     assert len(workers) == 2
+    cores = os.sched_getaffinity(0)
+    assert len({frozenset(os.sched_getaffinity(worker)) for worker in workers}) == min(2, len(cores))
+    assert all(len(os.sched_getaffinity(worker)) == 1 for worker in workers)
     os.kill(workers[0], signal.SIGSTOP)
     os.kill(workers[0], signal.SIGKILL)
     assert all(answers(url) for url in endpoints.values())
