@@ -145,7 +145,8 @@ def stay_on_one_core(number: int) -> None:
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
-        os.sched_setaffinity(0, {cores[(number + 1) % len(cores)]})
+        first = os.getppid()  # another service on this machine most likely begins elsewhere
+        os.sched_setaffinity(0, {cores[(first + number) % len(cores)]})
 
 
 def _raise_descriptor_limit() -> None:
