@@ -10,11 +10,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from hsm.errors import TokenUnavailable
+from provisioning.db.lane import Job, answer
 
 T = TypeVar("T")
 
@@ -29,21 +30,19 @@ _FORGET = 1.0005
 """The fastest call counts less with each that was slower. The mean would say how busy the interpreter is."""
 
 
-class _Job:
-    __slots__ = ("done", "error", "future", "given_up", "result", "work")
+class _Call(Job):
+    """A call into the token. Whoever waits for it without a loop may give it up."""
+
+    __slots__ = ("given_up",)
 
     def __init__(self, work: Callable[[], object], future: "asyncio.Future[Any] | None") -> None:
-        self.work = work
-        self.future = future
-        self.done = None if future is not None else threading.Event()
+        super().__init__(work, future)
         self.given_up = False
-        self.result: Any = None
-        self.error: BaseException | None = None
 
     @property
     def is_wanted(self) -> bool:
         """Does somebody still wait for it?"""
-        return not (self.given_up if self.future is None else self.future.done())
+        return not self.given_up and super().is_wanted
 
 
 class Signers:
@@ -51,9 +50,10 @@ class Signers:
 
     def __init__(self, name: str, count: int, deadline_seconds: float) -> None:
         self._deadline = deadline_seconds
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[_Call] = deque()
         self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._handing_over: asyncio.AbstractEventLoop | None = None
+        self._looking_again: asyncio.AbstractEventLoop | None = None
         self._fastest_seconds = 0.0
         self._begun: list[float | None] = [None] * count
         self._at_work = [False] * count
@@ -67,6 +67,8 @@ class Signers:
     @property
     def hangs(self) -> bool:
         """Is every thread in a call that takes too long?"""
+        if None in self._begun:  # asked for each signature
+            return False
         oldest_good = time.monotonic() - self._deadline
         return all(begun is not None and begun < oldest_good for begun in self._begun)
 
@@ -77,15 +79,15 @@ class Signers:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._admit(_Job(work, future))
+        self._admit(_Call(work, future))
         if self._handing_over is not loop:
             self._handing_over = loop
-            loop.call_soon(self._hand_over)
+            loop.call_soon(self._hand_over, loop)
         return await future
 
     def do_within(self, work: Callable[[], T], seconds: float) -> T:
         """The same for a caller without a loop. Raises: TokenUnavailable, after `seconds` too."""
-        job = _Job(work, None)
+        job = _Call(work, None)
         self._admit(job)
         self._wakes.put(True)  # noqa: FBT003  go on
         assert job.done is not None  # noqa: S101  for mypy: there is no future
@@ -100,7 +102,7 @@ class Signers:
     def begin(self, work: Callable[[], object]) -> None:
         """Do this when a thread is free; nobody waits for it. What it raises is nobody's."""
         with suppress(TokenUnavailable):
-            self._admit(_Job(work, None))
+            self._admit(_Call(work, None))
             self._wakes.put(True)  # noqa: FBT003  go on
 
     def close(self, wait_seconds: float) -> None:
@@ -111,22 +113,29 @@ class Signers:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _admit(self, job: _Job) -> None:
+    def _admit(self, job: _Call) -> None:
         if self.hangs:
             raise TokenUnavailable(f"its module has not answered for {self._deadline:g} s")
         if len(self._waiting) >= WAITING_MOST:
             raise TokenUnavailable("too many wait for it")
         self._waiting.append(job)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
         """At the end of a turn of the loop: wake as many threads as there is work, or see to it that one works."""
         self._handing_over = None
-        at_work = sum(self._at_work)
-        late = sum(begun is not None and begun < time.monotonic() - LATE_SECONDS for begun in self._begun)
+        late = sum(begun is not None and begun < time.monotonic() - LATE_SECONDS for begun in list(self._begun))
         slow = self._fastest_seconds > FAST_SECONDS
-        wanted = len(self._waiting) if slow else 1 - (at_work - late)
+        wanted = len(self._waiting) if slow else 1 - (sum(self._at_work) - late)
         for _ in range(min(len(self._threads), wanted)):
             self._wakes.put(True)  # noqa: FBT003  go on
+        if self._looking_again is not loop:  # the one at work may be in a call that hangs
+            self._looking_again = loop
+            loop.call_later(LATE_SECONDS, self._look_again, loop)
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._looking_again = None
+        if self._waiting:
+            self._hand_over(loop)
 
     def _run(self, number: int) -> None:
         goes_on = True
@@ -139,7 +148,7 @@ class Signers:
 
     def _work_off(self, number: int) -> None:
         """Do what waits, one job after another; whatever waits behind one that hangs is another thread's."""
-        answered: list[_Job] = []
+        answered: list[_Call] = []
         answer_at = 0.0
         while self._waiting:
             try:
@@ -159,30 +168,11 @@ class Signers:
             self._fastest_seconds = min(ended - begun, self._fastest_seconds * _FORGET or ended - begun)
             answered.append(job)
             if ended >= answer_at:
-                _answer(answered)
+                answer(answered, _deliver)
                 answered = []
-        _answer(answered)
+        answer(answered, _deliver)
 
 
-def _answer(jobs: list[_Job]) -> None:
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+def _deliver(_: asyncio.AbstractEventLoop, jobs: Sequence[Job]) -> None:
     for job in jobs:
-        if job.future is not None:
-            by_loop.setdefault(job.future.get_loop(), []).append(job)
-        elif job.done is not None:
-            job.done.set()
-    for loop, of_loop in by_loop.items():
-        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
-            loop.call_soon_threadsafe(_deliver, of_loop)
-
-
-def _deliver(jobs: list[_Job]) -> None:
-    for job in jobs:
-        if job.future is None or job.future.done():
-            continue
-        if isinstance(job.error, StopIteration):  # which no future takes
-            job.future.set_exception(RuntimeError("the work raised StopIteration"))
-        elif job.error is not None:
-            job.future.set_exception(job.error)
-        else:
-            job.future.set_result(job.result)
+        job.settle()

@@ -37,6 +37,35 @@ class Job:
         self.result: Any = None
         self.error: BaseException | None = None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Does somebody still wait for it?"""
+        return self.future is None or not self.future.done()
+
+    def settle(self) -> None:
+        """Tell the event loop's caller, on its loop."""
+        if self.future is None or self.future.done():
+            return
+        if isinstance(self.error, StopIteration):  # which no future takes
+            self.future.set_exception(RuntimeError("the work raised StopIteration"))
+        elif self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+def answer(group: Sequence[Job], deliver: Callable[[asyncio.AbstractEventLoop, Sequence[Job]], None]) -> None:
+    """Tell who waits for these: threads at once, an event loop by one call of `deliver` on it for the group."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+    for job in group:
+        if job.future is not None:
+            by_loop.setdefault(job.future.get_loop(), []).append(job)
+        elif job.done is not None:
+            job.done.set()
+    for loop, jobs in by_loop.items():
+        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
+            loop.call_soon_threadsafe(deliver, loop, jobs)
+
 
 class Lane:
     """One thread. `carry_out` gets the waiting jobs, in order, and must not raise: a failure is a job's `error`."""
@@ -98,7 +127,7 @@ class Lane:
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tell whoever waits too long, and come again for the next."""
-        while self._awaited and (self._awaited[0].due <= loop.time() or _is_answered(self._awaited[0])):
+        while self._awaited and (self._awaited[0].due <= loop.time() or not self._awaited[0].is_wanted):
             job = self._awaited.popleft()
             if job.future is not None and not job.future.done():
                 job.future.set_exception(LaneSlow())
@@ -134,40 +163,18 @@ class Lane:
             except BaseException as error:  # noqa: BLE001  a thread that died would leave everybody waiting for ever
                 for job in group:
                     job.error = job.error or error
-            self._answer(group)
-
-    def _answer(self, group: Sequence[Job]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
-        for job in group:
-            if job.future is not None:
-                by_loop.setdefault(job.future.get_loop(), []).append(job)
-            elif job.done is not None:
-                job.done.set()
-        for loop, jobs in by_loop.items():
-            with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
-                loop.call_soon_threadsafe(self._deliver, loop, jobs)
+            answer(group, self._deliver)
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, jobs: Sequence[Job]) -> None:
         if loop is self._loop:
             self._busy = False
             self._unanswered -= len(jobs)
         for job in jobs:
-            if job.future is None or job.future.done():
-                continue
-            if isinstance(job.error, StopIteration):  # which no future takes
-                job.future.set_exception(RuntimeError("the work raised StopIteration"))
-            elif job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
-        while self._awaited and _is_answered(self._awaited[0]):
+            job.settle()
+        while self._awaited and not self._awaited[0].is_wanted:
             self._awaited.popleft()
         if self._gathered:  # behind those who were just woken, so that what they ask for goes along
             loop.call_soon(loop.call_soon, self._hand_over)
-
-
-def _is_answered(job: Job) -> bool:
-    return job.future is not None and job.future.done()
 
 
 def free(lanes: Sequence[Lane]) -> Lane:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from provisioning.db.ca_tables import Authority, SignatureBatch, SignatureCount, SignatureIntent
 from provisioning.db.columns import table_of
@@ -52,8 +52,3 @@ def batches(tx: Connection, key_id: str) -> Iterator[bytes]:
 def intents(tx: Connection) -> Iterator[bytes]:
     """What was announced."""
     return (bytes(row.digest) for row in tx.execute(select(intent.c.digest)))
-
-
-def is_counted(tx: Connection) -> bool:
-    """Was anything counted at all?"""
-    return bool(tx.execute(select(func.count()).select_from(counted)).scalar_one())

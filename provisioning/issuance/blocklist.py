@@ -29,6 +29,8 @@ def listed_in(lists: Sequence[memoryview]) -> Callable[[SubjectKey], bool]:
     """Does any of these lists hold the key? Each is sorted, and of whole entries: see `is_list`."""
 
     def is_listed(key: SubjectKey) -> bool:
+        if not lists:
+            return False
         wanted = fingerprint(key)
         return any(_holds(entries, wanted) for entries in lists)
 

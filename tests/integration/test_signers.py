@@ -47,8 +47,11 @@ async def test_what_the_work_returns_or_raises_is_the_callers():
 
 async def test_who_comes_after_a_call_that_hangs_is_served_by_another_thread():
     with running(2) as (signers, release):
-        signers.begin(release.wait)
-        assert await asyncio.gather(*(signers.do(lambda: 1) for _ in range(100))) == [1] * 100
+        hangs = threading.Event()
+        signers.begin(lambda: (hangs.set(), release.wait()))
+        until(hangs.is_set)  # one thread is at work, and not yet late: the second is asked for when it is
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*(signers.do(lambda: 1) for _ in range(100))) == [1] * 100
         assert not signers.hangs
 
 
