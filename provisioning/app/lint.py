@@ -1,4 +1,4 @@
-"""pkilint over our certificates and CRLs. Imported late: it costs a second and some 60 MiB.
+"""pkilint over our certificates. Imported late: it costs a second and some 60 MiB.
 
 What it finds of warning or worse counts, but for the findings below, each of which is a rule that does not bind us.
 """
@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Protocol, cast
 
-from pkilint import loader, pkix
+from pkilint import loader
 from pkilint.pkix import certificate as pkix_certificate
-from pkilint.pkix import crl as pkix_crl
 from pkilint.pkix import extension, name
 from pkilint.validation import ValidationFindingSeverity, ValidationResult
 
@@ -29,16 +28,11 @@ class _Linter(Protocol):
 def lint_certificate(der: bytes) -> list[str]:
     """What pkilint finds wrong with a certificate (DER). Raises: ValueError, where it cannot read it."""
     document = loader.RFC5280CertificateDocumentLoader().load_der_document(der, "certificate")
-    return _findings(_certificate_linter().validate(document.root))
+    return findings(_certificate_linter().validate(document.root))
 
 
-def lint_crl(der: bytes) -> list[str]:
-    """The same for a CRL."""
-    document = loader.RFC5280CertificateListDocumentLoader().load_der_document(der, "crl")
-    return _findings(_crl_linter().validate(document.root))
-
-
-def _findings(results: Iterable[ValidationResult]) -> list[str]:
+def findings(results: Iterable[ValidationResult]) -> list[str]:
+    """Each that counts, in a line."""
     return [
         f"{description.finding.severity.name} {description.finding.code} {description.message or ''}".strip()
         for result in results
@@ -60,22 +54,6 @@ def _certificate_linter() -> _Linter:
             pkix_certificate.create_subject_validator_container([]),
             pkix_certificate.create_extensions_validator_container([]),
             pkix_certificate.create_spki_validator_container([]),
-        ],
-    )
-    return cast("_Linter", made)
-
-
-@cache
-def _crl_linter() -> _Linter:
-    made = pkix_crl.create_pkix_crl_validator_container(
-        [
-            pkix.create_attribute_decoder(name.ATTRIBUTE_TYPE_MAPPINGS),
-            pkix.create_extension_decoder(extension.EXTENSION_MAPPINGS),
-        ],
-        [
-            pkix_crl.create_issuer_validator_container([]),
-            pkix_crl.create_validity_validator_container([]),
-            pkix_crl.create_extensions_validator_container([]),
         ],
     )
     return cast("_Linter", made)

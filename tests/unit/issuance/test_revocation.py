@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from provisioning.app.lint import lint_crl
 from provisioning.issuance.revocation import REASONS, Reason, Revoked, build_crl, check_crl
 from provisioning.issuance.tbs import assemble, serial_of
 from provisioning.refusals import ToBeSignedRefused
+from tests.support.crl_lint import lint_crl
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 LIFE = {"number": 7, "this_update": NOW, "next_update": NOW + timedelta(hours=1)}
