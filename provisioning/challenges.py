@@ -13,7 +13,7 @@ from provisioning.attestation.credential import make_credential
 from provisioning.attestation.endorsement import TrustedEk
 from provisioning.attestation.evidence import OpenChallenge, TpmState
 from provisioning.attestation.policy import Policy, parse_policy
-from provisioning.db import devices, enrollments
+from provisioning.db import devices, enrollments, policies
 from provisioning.db.devices import Record
 from provisioning.refusals import (
     ChallengeExpired,
@@ -61,9 +61,9 @@ class InForce:
     rules: Policy
 
 
-def policy_for(tx: Connection, service: Service, model: str) -> InForce:
-    """Check 20: the policy in force. Raises: NoPolicyForModel."""
-    policy_id = devices.newest_policy_id(tx, model)
+def policy_for(tx: Connection, service: Service, model: str, group: str | None) -> InForce:
+    """Check 20: the policy in force: the group's own, else the model's. Raises: NoPolicyForModel."""
+    policy_id = policies.newest_policy_id(tx, model, group)
     rules = None if policy_id is None else policy_of(tx, service, policy_id)
     if policy_id is None or rules is None:
         raise NoPolicyForModel(expected=f"a policy for model {model}", actual="none")
@@ -74,7 +74,7 @@ def policy_of(tx: Connection, service: Service, policy_id: int) -> Policy | None
     """The policy of that row, parsed once: a row never changes."""
     if (known := service.policies.get(policy_id)) is not None:
         return known
-    row = devices.policy_by_id(tx, policy_id)
+    row = policies.by_id(tx, policy_id)
     return None if row is None else service.policies.setdefault(policy_id, parse_policy(row.text))
 
 
@@ -94,6 +94,7 @@ def challenge_row(
         "flow": flow,
         "device_id": device.id,
         "ek_id": device.ek_id,
+        "proof": "credential",
         "ak_public": ak.public,
         "ak_name": ak.name,
         "nonce": drawn[ID_BYTES:-SECRET_BYTES],
@@ -101,6 +102,7 @@ def challenge_row(
         "pcr_bank": selection.bank,
         "pcrs": json.dumps(selection.pcrs),
         "boot_log": policy.rules.boot_log,
+        "ima_log": getattr(policy.rules, "ima_log", "none"),
         "policy_id": policy.id,
         "created_at": now,
         "expires_at": now + service.config.limits.challenge_seconds,

@@ -18,7 +18,7 @@ from provisioning.attestation.ek_store import EkStore, Judged, Role, Stored, jud
 from provisioning.attestation.names import name_text
 from provisioning.attestation.policy import line_of, parse_policy
 from provisioning.attestation.policy_roots import StoreRoots, missing
-from provisioning.db import devices, ek_roots, leaves
+from provisioning.db import ek_roots, leaves, policies
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
 from provisioning.refusals import NotFound, PolicyMalformed, Refusal, RequestMalformed, StateConflict
@@ -101,9 +101,9 @@ async def show_root(service: Service, fingerprint: str) -> Json:
     """One certificate: where it came from, what stands above it, which policies in force name it. Raises: NotFound."""
 
     def read(tx: Connection) -> tuple[Record, list[Record]]:
-        return _there(tx, fingerprint), devices.policies(tx)
+        return _there(tx, fingerprint), policies.in_force(tx)
 
-    row, policies = await service.store.read(read)
+    row, in_force = await service.store.read(read)
     await service.ek_roots.refresh(service.store)
     certificate = parse_certificate(row.der)
     return {
@@ -112,7 +112,7 @@ async def show_root(service: Service, fingerprint: str) -> Json:
         "above": list(way_up(certificate, service.ek_roots.store)),
         "signature_algorithm": certificate.signature_algorithm,
         "not_before": rfc3339(certificate.not_before),
-        "policies": _naming(policies, row),
+        "policies": _naming(in_force, row),
         "der": row.der,
     }
 
@@ -130,7 +130,7 @@ async def remove_root(service: Service, fingerprint: str, *, by: str) -> Json:
         return {
             "removed": row.fingerprint,
             "manufacturer": row.manufacturer,
-            "policies": _naming(devices.policies(tx), row),
+            "policies": _naming(policies.in_force(tx), row),
         }
 
     answer = await service.ledger.write(write)
@@ -237,12 +237,12 @@ def _there(tx: Connection, fingerprint: str) -> Record:
     return row
 
 
-def _naming(policies: Sequence[Record], row: Record) -> list[str]:
+def _naming(in_force: Sequence[Record], row: Record) -> list[str]:
     """The models whose policy in force takes this certificate as a root."""
     is_root = Role(row.role).is_root
     return [
         policy.model
-        for policy in policies
+        for policy in in_force
         if any(
             isinstance(one, StoreRoots)
             and (one.fingerprint == row.fingerprint or (is_root and one.manufacturer == row.manufacturer))

@@ -139,7 +139,7 @@ def _look_up(
         raise DeviceRevoked(expected="a device in service", actual=device.state)
     if request.profile not in (None, device.profile):
         raise ProfileUnknown(expected=device.profile, actual=request.profile)
-    policy = challenges.policy_for(tx, service, device.model)
+    policy = challenges.policy_for(tx, service, device.model, device.group)
     since = int((service.clock() - DAY).timestamp())
     passed = 0 if device.state == "registered" else enrollments.passed_since(tx, device.id, since)
     return device, policy, passed

@@ -1,4 +1,4 @@
-"""What operators see and decide: devices, policies, refusals explained. JSON-ready values; no row leaves."""
+"""What operators see and decide: devices, refusals explained. JSON-ready values; no row leaves."""
 
 import json
 from collections.abc import Mapping
@@ -7,9 +7,7 @@ from typing import get_args
 
 from sqlalchemy import Connection
 
-from provisioning import ek_roots
 from provisioning.attestation.keys import spki_of
-from provisioning.attestation.policy import parse_policy
 from provisioning.attestation.structures import parse_public, parse_quote
 from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
@@ -154,35 +152,6 @@ async def set_profile(service: Service, name: str, profile: str, *, by: str) -> 
     return await service.ledger.write(write)
 
 
-async def set_policy(service: Service, text: str, *, by: str) -> Json:
-    """The next version of a model's policy. Raises: PolicyMalformed."""
-    policy = parse_policy(text)
-    await service.ek_roots.refresh(service.store)  # another worker may have imported it a moment ago
-    ek_roots.verify_named(text, service.ek_roots.store)
-    now = service.clock()
-    entry = leaf(service, "policy", now, model=policy.model, text=text, by=by)
-
-    def write(tx: Connection) -> Json:
-        version = devices.add_policy(tx, model=policy.model, text=text, now=int(now.timestamp()), by=by)
-        leaves.add(tx, entry)
-        return {"model": policy.model, "version": version}
-
-    return await service.ledger.write(write)
-
-
-async def list_policies(service: Service) -> list[Json]:
-    """The policy in force of every model."""
-    return [_policy(row) for row in await service.store.read(devices.policies)]
-
-
-async def show_policy(service: Service, model: str) -> Json:
-    """One model's policy, whole. Raises: NotFound."""
-    row = await service.store.read(lambda tx: devices.newest_policy(tx, model))
-    if row is None:
-        raise NotFound(expected="a model with a policy", actual=model)
-    return {**_policy(row), "toml": row.text}
-
-
 async def explain(service: Service, name: str) -> Json:
     """One refusal: by its id, or the last one of a device. The check, expected and actual, what would make it pass.
 
@@ -323,10 +292,6 @@ def _session(row: Record | None) -> Json | None:
         return None
     serial = row.certificate_serial
     return {"since_hello": _time(row.at), "trust_version": row.trust_version, "certificate_serial": serial}
-
-
-def _policy(row: Record) -> Json:
-    return {"model": row.model, "version": row.version, "created": _time(row.created_at), "by": row.created_by}
 
 
 def _time(at: int | None) -> str | None:

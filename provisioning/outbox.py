@@ -244,7 +244,7 @@ def _with_policy(tx: Connection, service: Service, device_id: str) -> tuple[Reco
     device = devices.by_id(tx, device_id)
     if device is None or device.state != "active" or device.ak_public is None:
         raise NotFound(expected="an active device", actual=device_id)
-    return device, policy_for(tx, service, device.model)
+    return device, policy_for(tx, service, device.model, device.group)
 
 
 def _is_open(expires_at: str, now: datetime) -> bool:

@@ -31,7 +31,7 @@ from provisioning.attestation.results import (
     signing_input,
 )
 from provisioning.authorities import RESULTS, OwnKey, State
-from provisioning.db import devices, enrollments
+from provisioning.db import devices, enrollments, policies
 from provisioning.db.devices import Record
 from provisioning.issuance.profile import device_uri
 from provisioning.issuance.tbs import assemble
@@ -134,10 +134,10 @@ def _look_up(tx: Connection, name: str, now: datetime) -> _Found:
         actual = "on hold" if device.state == "revoked" and device.held_from is not None else device.state
         raise DeviceOutOfService(expected="a device in service", actual=actual)
     passed = next(iter(enrollments.attestations_of(tx, device.id, 1)), None)
-    policy = None if passed is None else devices.policy_by_id(tx, passed.policy_id)
+    policy = None if passed is None else policies.by_id(tx, passed.policy_id)
     if passed is None or policy is None or device.last_attested_at is None:
         raise NeverAttested(expected="a device that was attested", actual=f"state {device.state}")
-    newest = devices.newest_policy_id(tx, device.model)
+    newest = policies.newest_policy_id(tx, device.model, device.group)
     return _Found(device, _in_force(tx, device.id, now), passed, policy, newest == passed.policy_id)
 
 

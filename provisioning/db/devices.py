@@ -1,23 +1,19 @@
-"""Devices, stations, policies: reads and writes. Each function takes a connection and nothing else that changes."""
+"""Devices, stations, operators: reads and writes. Each function takes a connection and nothing else that changes."""
 
 from typing import Any, cast
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
 
 from provisioning.db.columns import table_of
 from provisioning.db.prepared import Prepared, PreparedSelect
-from provisioning.db.tables import Assignment, Device, Operator, Policy, Release, Station
+from provisioning.db.tables import Assignment, Device, Operator, Release, Station
 
 Record = Row[Any]
 """A row, read-only, with the columns' names."""
 
-device, station, policy, operator = (table_of(row) for row in (Device, Station, Policy, Operator))
+device, station, operator = (table_of(row) for row in (Device, Station, Operator))
 assignment, release = table_of(Assignment), table_of(Release)
 
-_NEWEST_POLICY = select(policy).where(policy.c.model == bindparam("model")).order_by(policy.c.version.desc()).limit(1)
-_NEWEST_POLICY_ID = PreparedSelect(
-    select(policy.c.id).where(policy.c.model == bindparam("model")).order_by(policy.c.version.desc()).limit(1)
-)
 _SHOWN = ("ak_name", "ak_public", "reset_count", "restart_count", "clock", "clock_safe", "firmware_version")
 _ATTESTED = Prepared(
     update(device)
@@ -106,37 +102,6 @@ def attested(tx: Connection, device_id: str, at: int, **shown: object) -> bool:
     """
     row = {"device": device_id, "at": at, **{f"new_{name}": value for name, value in shown.items()}}
     return _ATTESTED(tx, row) == 1
-
-
-def newest_policy(tx: Connection, model: str) -> Record | None:
-    """The policy in force for a model."""
-    return tx.execute(_NEWEST_POLICY, {"model": model}).first()
-
-
-def newest_policy_id(tx: Connection, model: str) -> int | None:
-    """The row of the policy in force for a model."""
-    found = _NEWEST_POLICY_ID.first(tx, {"model": model})
-    return None if found is None else int(found.id)
-
-
-def policy_by_id(tx: Connection, policy_id: int) -> Record | None:
-    """The policy under which a challenge was made."""
-    return tx.execute(select(policy).where(policy.c.id == policy_id)).first()
-
-
-def policies(tx: Connection) -> list[Record]:
-    """The policy in force of every model."""
-    newest = select(policy.c.model, func.max(policy.c.version).label("version")).group_by(policy.c.model).subquery()
-    joined = policy.join(newest, and_(policy.c.model == newest.c.model, policy.c.version == newest.c.version))
-    return list(tx.execute(select(policy).select_from(joined).order_by(policy.c.model)))
-
-
-def add_policy(tx: Connection, *, model: str, text: str, now: int, by: str) -> int:
-    """Insert the next version of a model's policy; returns the version."""
-    current = newest_policy(tx, model)
-    version = 1 if current is None else int(current.version) + 1
-    tx.execute(insert(policy).values(model=model, version=version, text=text, created_at=now, created_by=by))
-    return version
 
 
 def station_by_name(tx: Connection, name: str) -> Record | None:

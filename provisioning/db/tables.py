@@ -5,17 +5,23 @@ Times are Unix seconds in UTC; hashes and serials are lower hex; structured fiel
 """
 
 from sqlalchemy import BigInteger, Column, Index, UniqueConstraint
+from sqlalchemy import text as sql
 from sqlmodel import Field, SQLModel
 
 from provisioning.db.columns import blob, moment, text
+
+_ACTIVE = sql("state = 'active'")
 
 
 class Device(SQLModel, table=True):
     """One registered device, and what its TPM last proved."""
 
+    __table_args__ = (Index("device_of_model", "model", "id"),)
     id: str = Field(primary_key=True)
     serial: str = Field(unique=True)
-    model: str = Field(index=True)
+    model: str
+    group: str | None = None
+    """The group of devices, within its model, that it belongs to: the group's policy counts before the model's."""
     assurance: str = "attested"
     """The least that it has to prove for a certificate: `attested`, `idevid`, `token`. The record says it, no route."""
     profile: str = "ldevid"
@@ -28,7 +34,16 @@ class Device(SQLModel, table=True):
     ek_public: bytes | None = blob()
     """TPMT_PUBLIC, where a device without EK certificate was registered with it, or passed with it."""
     ek_trust: str = "certificate"
-    """On what the registration rests: the EK's `certificate`, or its bare `key`."""
+    """On what the registration rests: the EK's `certificate`, or its bare `key`; or the device maker's certificate for
+    an attestation key (`iak`) or for a device identity (`idevid`), and then no EK is known."""
+    identity_id: str | None = Field(default=None, unique=True)
+    """The key id of the IAK or IDevID that it was registered by."""
+    iak_certificate: bytes | None = blob()
+    """Of a device that was registered so: the certificate of its AK, as it last passed."""
+    iak_intermediates: str = "[]"
+    """Those that came with it, like `ek_intermediates`."""
+    idevid_certificate: bytes | None = blob()
+    """Where the registration rests on the IDevID: that certificate, as it last passed."""
     station: str = Field(index=True)
     state: str = "registered"
     health: str = "unknown"
@@ -67,24 +82,39 @@ class Station(SQLModel, table=True):
 
 
 class Policy(SQLModel, table=True):
-    """Each version of each model's policy. The highest version is in force."""
+    """Each version of each model's policies. Of one model and group at most one is `active`: it is in force."""
 
-    __table_args__ = (UniqueConstraint("model", "version"),)
+    __table_args__ = (
+        UniqueConstraint("model", "version"),
+        Index("policy_in_force", "model", "group", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
+    )
     id: int | None = Field(default=None, primary_key=True)
     model: str
+    group: str = ""
+    """The group that it is for; empty: all devices of the model whose group has none of its own."""
     version: int
+    """Counted over all policies of the model, whatever their group: it names one text."""
     text: str = text(nullable=False)
+    state: str = "active"
+    """`draft`: proposed; `active`: in force; `superseded`: was in force, or a draft that a newer one overtook."""
     created_at: int = moment(nullable=False)
     created_by: str
+    """Who set or proposed it."""
+    promoted_at: int | None = moment()
+    promoted_by: str | None = None
+    """Who put a draft into force: another person than `created_by`."""
 
 
 class Enrollment(SQLModel, table=True):
-    """An open or answered challenge: the one row that binds EK, AK and nonce (check 8)."""
+    """An open or answered challenge: the one row that binds EK (or the maker's identity), AK and nonce (check 8)."""
 
     id: str = Field(primary_key=True)
     flow: str
     device_id: str = Field(index=True)
     ek_id: str
+    """The EK's key id, or the maker's identity's: neither may be the device key."""
+    proof: str = "credential"
+    """What shows that an answer is the device's own: the opened `credential`, or the `quote` of a certified AK."""
     ak_public: bytes = blob(nullable=False)
     ak_name: bytes = blob(nullable=False)
     nonce: bytes = blob(nullable=False)
@@ -92,6 +122,7 @@ class Enrollment(SQLModel, table=True):
     pcr_bank: str
     pcrs: str
     boot_log: str
+    ima_log: str = "none"
     policy_id: int
     created_at: int = moment(nullable=False)
     expires_at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
@@ -112,16 +143,26 @@ class Attestation(SQLModel, table=True):
     ak_public: bytes = blob(nullable=False)
     evidence: bytes = blob(nullable=False)
     boot_log_sha256: str | None = None
+    ima_log_sha256: str | None = None
     findings: str = text(nullable=False)
 
 
 class BootLog(SQLModel, table=True):
-    """A boot log by its hash, as it was received."""
+    """A boot log, or an IMA log, by its hash, as it was received."""
 
     sha256: str = Field(primary_key=True)
     device_id: str
     at: int = moment(nullable=False)
     content: bytes = blob(nullable=False)
+
+
+class Upload(SQLModel, table=True):
+    """A log that was uploaded and that nothing on record names yet: it goes when nothing does in time."""
+
+    __table_args__ = (Index("upload_of_device", "device_id", "at"), Index("upload_at", "at"))
+    sha256: str = Field(primary_key=True)
+    device_id: str
+    at: int = moment(nullable=False)
 
 
 class RefusalRow(SQLModel, table=True):

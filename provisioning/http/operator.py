@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from provisioning import certificate_profiles, inventory, outbox, revoking, tokens, updates
+from provisioning import certificate_profiles, inventory, outbox, policies, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
 from provisioning.access.rates import Rate, RateTable
 from provisioning.config import Limits
@@ -186,15 +186,15 @@ async def _revoke_est_token(asked: Asked) -> object:
 
 
 async def _set_policy(asked: Asked) -> object:
-    return await inventory.set_policy(asked.call.service, asked.body.toml, by=asked.operator.name)
+    return await policies.set_policy(asked.call.service, asked.body.toml, by=asked.operator.name)
 
 
 async def _policies(asked: Asked) -> object:
-    return {"policies": await inventory.list_policies(asked.call.service)}
+    return {"policies": await policies.list_policies(asked.call.service)}
 
 
 async def _policy(asked: Asked) -> object:
-    return await inventory.show_policy(asked.call.service, asked.name)
+    return await policies.show_policy(asked.call.service, asked.name)
 
 
 async def _set_profile(asked: Asked) -> object:

@@ -17,7 +17,7 @@ from lab.ekca import create_ek_ca
 from lab.firmware import make_image
 from lab.virtual import DeviceSettings, VirtualDevice, create_device
 from ota.firmware import build_image, measure
-from provisioning import factory, inventory, outbox
+from provisioning import factory, outbox, policies
 from provisioning.app.children import start_child, stop_child
 from provisioning.db import devices
 from provisioning.factory import StationIdentity
@@ -115,7 +115,7 @@ class Stack:
 
     async def _register(self, registration):
         service, at = self.service, int(self.service.clock().timestamp())
-        await inventory.set_policy(service, policy_text(self.ek_ca, self.image), by="test")
+        await policies.set_policy(service, policy_text(self.ek_ca, self.image), by="test")
         station = {"name": "line-1", "certificate_serial": "1", "budget": 1000, "now": at}
         await service.ledger.write(lambda tx: devices.put_station(tx, **station))
         await factory.register(service, StationIdentity("line-1", "1"), RegistrationRequest((registration,)))

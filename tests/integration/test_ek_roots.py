@@ -5,7 +5,7 @@ import json
 import pytest
 from sqlalchemy import select
 
-from provisioning import ek_roots, inventory
+from provisioning import ek_roots, policies
 from provisioning.db import ek_roots as rows
 from provisioning.db.columns import table_of
 from provisioning.db.tables import Leaf
@@ -134,17 +134,17 @@ async def test_what_was_removed_is_gone_until_it_is_imported_again(service):
 
 async def test_a_policy_names_only_what_the_store_has_and_is_named_by_what_it_trusts(service):
     with pytest.raises(PolicyMalformed) as refused:
-        await inventory.set_policy(service, policy(), by="owner")
+        await policies.set_policy(service, policy(), by="owner")
     assert refused.value.actual == "line 3: ek_roots[0].store names store:Acme, of which the store has no root"
     used = await imported(service, TOP, MIDDLE)
-    await inventory.set_policy(service, policy(), by="owner")
+    await policies.set_policy(service, policy(), by="owner")
     shown = [(await ek_roots.show_root(service, one["fingerprint"]))["policies"] for one in used]
     assert shown == [["gateway"], []]
     fingerprint = used[1]["fingerprint"]
-    await inventory.set_policy(service, policy(f'fingerprint = "{fingerprint}"'), by="owner")
+    await policies.set_policy(service, policy(f'fingerprint = "{fingerprint}"'), by="owner")
     assert (await ek_roots.remove_root(service, fingerprint, by="owner"))["policies"] == ["gateway"]
     with pytest.raises(PolicyMalformed):
-        await inventory.set_policy(service, policy(f'fingerprint = "{fingerprint}"'), by="owner")
+        await policies.set_policy(service, policy(f'fingerprint = "{fingerprint}"'), by="owner")
 
 
 async def test_two_imports_at_once_both_count(service, monkeypatch):

@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from lab.ekca import create_ek_ca
 from lab.swtpm import fresh_tpm
-from provisioning import enrollment, inventory, journal, outbox
+from provisioning import enrollment, inventory, journal, outbox, policies
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
 from provisioning.db import commands, devices, enrollments, leaves
@@ -277,7 +277,7 @@ async def test_own_evidence_that_fails_marks_the_device(service, device, policy)
     ak, key = device.ak(), device.key()
     challenge = await begin(service, device, ak)
     wrong = policy.replace("[pcrs.sha256]", '[pcrs.sha256]\n"8" = ["' + "11" * 32 + '"]')
-    await inventory.set_policy(service, wrong, by="test")
+    await policies.set_policy(service, wrong, by="test")
     challenge = await begin(service, device, ak)
     with pytest.raises(PcrsNotAccepted) as refused:
         await complete(service, challenge, answer(device, ak, key, opened(device, ak, challenge)))
@@ -508,14 +508,14 @@ async def test_the_policy_of_the_challenge_is_the_one_that_judges(service, devic
     await registered(service, policy, ("A-1", device.certificate))
     ak = device.ak()
     challenge = await begin(service, device, ak)
-    await inventory.set_policy(
+    await policies.set_policy(
         service, policy.replace("[pcrs.sha256]", '[pcrs.sha256]\n"9" = ["' + "22" * 32 + '"]'), by="test"
     )
     evidence = answer(device, ak, device.key(), opened(device, ak, challenge))
     assert (await complete(service, challenge, evidence)).device_id
-    policies = await inventory.list_policies(service)
-    assert [entry["version"] for entry in policies] == [2]
-    assert json.dumps(policies)
+    listed = await policies.list_policies(service)
+    assert [entry["version"] for entry in listed] == [2]
+    assert json.dumps(listed)
 
 
 async def test_refusals_of_strangers_make_one_leaf_together(service, device, policy, clock):

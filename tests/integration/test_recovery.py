@@ -24,7 +24,7 @@ from sqlalchemy import update
 from device_agent.identity import IdentityStore
 from lab.firmware import flip_byte
 from lab.virtual import _fake_clock
-from provisioning import inventory
+from provisioning import inventory, policies
 from provisioning.app.children import start_child, stop_child
 from provisioning.db import enrollments
 from provisioning.refusals import DeviceRevoked, EnrollmentQuotaSpent, PcrsNotAccepted
@@ -199,7 +199,7 @@ def test_an_answer_of_a_year_ago_does_not_hold_a_device_up(aged, on):
 def test_a_device_that_boots_what_the_policy_accepts_no_more_is_refused_by_name_and_back_when_it_does(aged, on):
     record, device = aged.record("outdated"), on("outdated")
     newer = policy_text(aged.ek_ca, flip_byte(aged.image, "kernel"))
-    asyncio.run(inventory.set_policy(aged.service, newer, by="test"))
+    asyncio.run(policies.set_policy(aged.service, newer, by="test"))
     try:
         status, _, errors = agent(device, "enroll", env=aged.later)
         assert (status, PcrsNotAccepted.code in errors) == (1, True), errors
@@ -207,7 +207,7 @@ def test_a_device_that_boots_what_the_policy_accepts_no_more_is_refused_by_name_
         assert (explained["name"], explained["proven_own"]) == ("PcrsNotAccepted", True)
         assert aged.record("outdated").health == "failing"
     finally:
-        asyncio.run(inventory.set_policy(aged.service, policy_text(aged.ek_ca, aged.image), by="test"))
+        asyncio.run(policies.set_policy(aged.service, policy_text(aged.ek_ca, aged.image), by="test"))
     status, _, errors = agent(device, "enroll", env=aged.later)
     assert status == 0, errors
     assert_is_back(aged, "outdated", record)
@@ -217,7 +217,7 @@ def test_a_device_whose_quota_is_spent_is_refused_by_name_and_back_the_next_day(
     record, device = aged.record("spent"), on("spent")
     assert agent(device, "enroll", env=aged.later)[0] == 0
     few = policy_text(aged.ek_ca, aged.image).replace("enrollments_per_day = 10000", "enrollments_per_day = 1")
-    asyncio.run(inventory.set_policy(aged.service, few, by="test"))
+    asyncio.run(policies.set_policy(aged.service, few, by="test"))
     try:
         status, _, errors = agent(device, "enroll", "--again", env=aged.later)
         assert (status, EnrollmentQuotaSpent.code in errors) == (1, True), errors
@@ -232,7 +232,7 @@ def test_a_device_whose_quota_is_spent_is_refused_by_name_and_back_the_next_day(
         status, _, errors = agent(device, "enroll", "--again", env=aged.later)
         assert status == 0, errors
     finally:
-        asyncio.run(inventory.set_policy(aged.service, policy_text(aged.ek_ca, aged.image), by="test"))
+        asyncio.run(policies.set_policy(aged.service, policy_text(aged.ek_ca, aged.image), by="test"))
     assert_is_back(aged, "spent", record)
 
 

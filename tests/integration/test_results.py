@@ -19,7 +19,7 @@ from provisioning.attestation.results import Tier
 from provisioning.authorities import RESULTS
 from provisioning.cli.app import run
 from provisioning.config import load_config
-from provisioning.db import authorities, devices, enrollments
+from provisioning.db import authorities, devices, enrollments, policies
 from provisioning.issuance.tbs import assemble
 from provisioning.refusals import (
     AttestationStale,
@@ -130,8 +130,8 @@ async def test_a_device_that_failed_since_gets_a_result_that_says_so(service, he
 
 async def test_a_policy_that_was_changed_since_is_said(service):
     device = enrolled(service)
-    text = service.store.read_now(lambda tx: devices.newest_policy(tx, device.model)).text
-    await service.ledger.write(lambda tx: devices.add_policy(tx, model=device.model, text=text, now=1, by="test"))
+    text = service.store.read_now(lambda tx: policies.newest_policy(tx, device.model, None)).text
+    await service.ledger.write(lambda tx: policies.add_policy(tx, model=device.model, text=text, now=1, by="test"))
     told = (await asked(service)).claims["submods"]["tpm"]["ear_verifier_claims"]["urn:muster:policy"]
     assert (told["version"], told["in_force"]) == (1, False)
 

@@ -15,7 +15,7 @@ from tpm2_pytss.cryptography import tpm_ecc_private_key
 
 from lab.ekca import create_ek_ca
 from lab.swtpm import fresh_tpm
-from provisioning import crls, enrollment, inventory, outbox, revoking, rotation
+from provisioning import crls, enrollment, inventory, outbox, policies, revoking, rotation
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
 from provisioning.db import commands, devices, enrollments, leaves, revocations
@@ -274,7 +274,7 @@ async def test_other_evidence_for_an_answered_rotation_is_refused(agent):
 async def test_evidence_that_does_not_pass_is_refused_by_class_and_ends_the_command(agent, policy):
     await agent.up(agent.hello())
     stricter = policy.replace("[pcrs.sha256]", '[pcrs.sha256]\n"8" = ["' + "11" * 32 + '"]')
-    await inventory.set_policy(agent.service, stricter, by="test")
+    await policies.set_policy(agent.service, stricter, by="test")
     await outbox.order(agent.service, agent.id, "rotate", by="test")
     command = await agent.only(Rotate)
     evidence = agent.evidence(command, agent.device.key())

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from lab.light_fleet import load_fleet, make_fleet
-from provisioning import enrollment, inventory
+from provisioning import enrollment, policies
 from provisioning.cli.registration import read_registrations
 from provisioning.config import DataDirectory
 from provisioning.duties import sequence
@@ -28,7 +28,7 @@ def make_history(root: Path) -> DataDirectory:
 async def _live(directory: DataDirectory, root: Path) -> None:
     fleet = make_fleet(root / "fleet", ENROLLED)
     with running_service(directory) as service:
-        await inventory.set_policy(service, fleet.policy.read_text(), by="test")
+        await policies.set_policy(service, fleet.policy.read_text(), by="test")
         station = await add_station(service, "line-1", 10, csr(), by="test")
         rows = tuple(row.device for file in fleet.registrations for row in read_registrations(file))
         await register(service, StationIdentity("line-1", station.serial), RegistrationRequest(rows))

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from provisioning import factory, inventory
+from provisioning import factory, policies
 from provisioning.app.compose import compose
 from provisioning.app.installation import Installation, initialize
 from provisioning.config import DataDirectory, load_config
@@ -78,7 +78,7 @@ def csr(key: ec.EllipticCurvePrivateKey | None = None) -> bytes:
 
 async def registered(service: Service, policy: str, *devices: tuple[str, bytes]) -> tuple[str, ...]:
     """A station registers these (serial, EK certificate) under a policy; their ids."""
-    policy_of = await inventory.set_policy(service, policy, by="test")
+    policy_of = await policies.set_policy(service, policy, by="test")
     station = await factory.add_station(service, "line-1", 1000, csr(), by="test")
     registrations = tuple(Registration(serial, str(policy_of["model"]), ek) for serial, ek in devices)
     done = await factory.register(

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("ak_public", sa.LargeBinary(), nullable=False),
         sa.Column("evidence", sa.LargeBinary(), nullable=False),
         sa.Column("boot_log_sha256", sa.String(), nullable=True),
+        sa.Column("ima_log_sha256", sa.String(), nullable=True),
         sa.Column("findings", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
@@ -139,6 +140,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("serial", sa.String(), nullable=False),
         sa.Column("model", sa.String(), nullable=False),
+        sa.Column("group", sa.String(), nullable=True),
         sa.Column("assurance", sa.String(), nullable=False),
         sa.Column("profile", sa.String(), nullable=False),
         sa.Column("needs_approval", sa.Boolean(), nullable=False),
@@ -146,6 +148,10 @@ def upgrade() -> None:
         sa.Column("ek_certificate", sa.LargeBinary(), nullable=True),
         sa.Column("ek_public", sa.LargeBinary(), nullable=True),
         sa.Column("ek_trust", sa.String(), nullable=False),
+        sa.Column("identity_id", sa.String(), nullable=True),
+        sa.Column("iak_certificate", sa.LargeBinary(), nullable=True),
+        sa.Column("iak_intermediates", sa.String(), nullable=False),
+        sa.Column("idevid_certificate", sa.LargeBinary(), nullable=True),
         sa.Column("station", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("health", sa.String(), nullable=False),
@@ -168,10 +174,11 @@ def upgrade() -> None:
         sa.Column("held_from", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("ek_id"),
+        sa.UniqueConstraint("identity_id"),
         sa.UniqueConstraint("serial"),
     )
     with op.batch_alter_table("device", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_device_model"), ["model"], unique=False)
+        batch_op.create_index("device_of_model", ["model", "id"], unique=False)
         batch_op.create_index(batch_op.f("ix_device_station"), ["station"], unique=False)
 
     op.create_table(
@@ -207,6 +214,7 @@ def upgrade() -> None:
         sa.Column("flow", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
         sa.Column("ek_id", sa.String(), nullable=False),
+        sa.Column("proof", sa.String(), nullable=False),
         sa.Column("ak_public", sa.LargeBinary(), nullable=False),
         sa.Column("ak_name", sa.LargeBinary(), nullable=False),
         sa.Column("nonce", sa.LargeBinary(), nullable=False),
@@ -214,6 +222,7 @@ def upgrade() -> None:
         sa.Column("pcr_bank", sa.String(), nullable=False),
         sa.Column("pcrs", sa.String(), nullable=False),
         sa.Column("boot_log", sa.String(), nullable=False),
+        sa.Column("ima_log", sa.String(), nullable=False),
         sa.Column("policy_id", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
@@ -298,13 +307,26 @@ def upgrade() -> None:
         "policy",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("model", sa.String(), nullable=False),
+        sa.Column("group", sa.String(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("created_by", sa.String(), nullable=False),
+        sa.Column("promoted_at", sa.BigInteger(), nullable=True),
+        sa.Column("promoted_by", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("model", "version"),
     )
+    with op.batch_alter_table("policy", schema=None) as batch_op:
+        batch_op.create_index(
+            "policy_in_force",
+            ["model", "group"],
+            unique=True,
+            sqlite_where=sa.text("state = 'active'"),
+            postgresql_where=sa.text("state = 'active'"),
+        )
+
     op.create_table(
         "profile",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -336,6 +358,21 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_refusal_device_id"), ["device_id"], unique=False)
 
     op.create_table(
+        "refused_evidence",
+        sa.Column("refusal_id", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("policy_id", sa.Integer(), nullable=False),
+        sa.Column("ak_public", sa.LargeBinary(), nullable=False),
+        sa.Column("evidence", sa.LargeBinary(), nullable=False),
+        sa.Column("boot_log", sa.LargeBinary(), nullable=True),
+        sa.Column("ima_log", sa.LargeBinary(), nullable=True),
+        sa.PrimaryKeyConstraint("refusal_id"),
+    )
+    with op.batch_alter_table("refused_evidence", schema=None) as batch_op:
+        batch_op.create_index("refused_evidence_of", ["device_id", "at"], unique=False)
+
+    op.create_table(
         "release",
         sa.Column("target", sa.String(), nullable=False),
         sa.Column("version", sa.String(), nullable=False),
@@ -362,6 +399,16 @@ def upgrade() -> None:
     with op.batch_alter_table("revocation", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_revocation_serial"), ["serial"], unique=False)
         batch_op.create_index("revocation_issuer", ["issuer", "id"], unique=False)
+
+    op.create_table(
+        "shown",
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("value", sa.LargeBinary(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("model", "value", "device_id"),
+    )
+    with op.batch_alter_table("shown", schema=None) as batch_op:
+        batch_op.create_index("shown_of", ["device_id"], unique=False)
 
     op.create_table(
         "signature_batch",
@@ -399,9 +446,24 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
+    op.create_table(
+        "upload",
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("sha256"),
+    )
+    with op.batch_alter_table("upload", schema=None) as batch_op:
+        batch_op.create_index("upload_at", ["at"], unique=False)
+        batch_op.create_index("upload_of_device", ["device_id", "at"], unique=False)
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("upload", schema=None) as batch_op:
+        batch_op.drop_index("upload_of_device")
+        batch_op.drop_index("upload_at")
+
+    op.drop_table("upload")
     op.drop_table("station")
     op.drop_table("signature_intent")
     op.drop_table("signature_count")
@@ -409,18 +471,31 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_signature_batch_key_id"))
 
     op.drop_table("signature_batch")
+    with op.batch_alter_table("shown", schema=None) as batch_op:
+        batch_op.drop_index("shown_of")
+
+    op.drop_table("shown")
     with op.batch_alter_table("revocation", schema=None) as batch_op:
         batch_op.drop_index("revocation_issuer")
         batch_op.drop_index(batch_op.f("ix_revocation_serial"))
 
     op.drop_table("revocation")
     op.drop_table("release")
+    with op.batch_alter_table("refused_evidence", schema=None) as batch_op:
+        batch_op.drop_index("refused_evidence_of")
+
+    op.drop_table("refused_evidence")
     with op.batch_alter_table("refusal", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_refusal_device_id"))
         batch_op.drop_index(batch_op.f("ix_refusal_at"))
 
     op.drop_table("refusal")
     op.drop_table("profile")
+    with op.batch_alter_table("policy", schema=None) as batch_op:
+        batch_op.drop_index(
+            "policy_in_force", sqlite_where=sa.text("state = 'active'"), postgresql_where=sa.text("state = 'active'")
+        )
+
     op.drop_table("policy")
     op.drop_table("operator")
     op.drop_table("mqttsession")
@@ -447,7 +522,7 @@ def downgrade() -> None:
     op.drop_table("director_metadata")
     with op.batch_alter_table("device", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_device_station"))
-        batch_op.drop_index(batch_op.f("ix_device_model"))
+        batch_op.drop_index("device_of_model")
 
     op.drop_table("device")
     op.drop_table("crl")
