@@ -67,6 +67,8 @@ class Device(SQLModel, table=True):
     release_counter: int = 0
     trust_version: int = 0
     """The trust bundle that it holds, as its last hello said."""
+    shown: bytes | None = blob()
+    """A hash of the values that it showed last (`evidence_tables.Shown`): whether they changed."""
     held_from: str | None = None
     """While it is on hold (`state` is then `revoked`): the state that a release brings back."""
 

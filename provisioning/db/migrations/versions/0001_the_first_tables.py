@@ -171,6 +171,7 @@ def upgrade() -> None:
         sa.Column("release_version", sa.String(), nullable=True),
         sa.Column("release_counter", sa.Integer(), nullable=False),
         sa.Column("trust_version", sa.Integer(), nullable=False),
+        sa.Column("shown", sa.LargeBinary(), nullable=True),
         sa.Column("held_from", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("ek_id"),
