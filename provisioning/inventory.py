@@ -1,4 +1,4 @@
-"""What operators see and decide: devices, refusals explained. JSON-ready values; no row leaves."""
+"""What operators see and decide: devices, stations, releases, certificates. JSON-ready values; no row leaves."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.tbs import Profile, assemble
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, ProfileUnknown, RequestMalformed, StateConflict, refusal_class
+from provisioning.refusals import NotFound, ProfileUnknown, RequestMalformed, StateConflict
 from provisioning.service import Service
 from wire.binding import Flow
 from wire.codec import b64url, rfc3339, unb64url
@@ -150,42 +150,6 @@ async def set_profile(service: Service, name: str, profile: str, *, by: str) -> 
         return {"device": device.id, "profile": profile, "before": device.profile}
 
     return await service.ledger.write(write)
-
-
-async def explain(service: Service, name: str) -> Json:
-    """One refusal: by its id, or the last one of a device. The check, expected and actual, what would make it pass.
-
-    Raises: NotFound.
-    """
-
-    def read(tx: Connection) -> tuple[Record, Record | None]:
-        device = devices.by_name(tx, name)
-        row = enrollments.refusal_by_id(tx, name)
-        if row is None and device is not None:
-            row = enrollments.newest_refusal_of(tx, device.id)
-        if row is None:
-            raise NotFound(expected="a refusal id, or a device that was refused", actual=name)
-        return row, device if row.device_id is None else devices.by_id(tx, row.device_id)
-
-    row, device = await service.store.read(read)
-    kind = refusal_class(row.code)
-    return {
-        "refusal": row.id,
-        "at": _time(row.at),
-        "code": row.code,
-        "name": kind.__name__,
-        "check": kind.check,
-        "title": kind.title,
-        "flow": row.flow,
-        "device": None if device is None else device.id,
-        "serial": row.serial if device is None else device.serial,
-        "source": row.source,
-        "proven_own": row.own,
-        "expected": row.expected,
-        "actual": row.actual,
-        "findings": json.loads(row.findings),
-        "cure": kind.cure,
-    }
 
 
 async def list_stations(service: Service) -> list[Json]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from provisioning import certificate_profiles, inventory, outbox, policies, revoking, tokens, updates
+from provisioning import certificate_profiles, explaining, inventory, outbox, policies, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
 from provisioning.access.rates import Rate, RateTable
 from provisioning.config import Limits
@@ -225,7 +225,7 @@ async def _stations(asked: Asked) -> object:
 
 
 async def _explain(asked: Asked) -> object:
-    return await inventory.explain(asked.call.service, asked.name)
+    return await explaining.explain(asked.call.service, asked.name)
 
 
 async def _certificate(asked: Asked) -> object:

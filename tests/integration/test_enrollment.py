@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from lab.ekca import create_ek_ca
 from lab.swtpm import fresh_tpm
-from provisioning import enrollment, inventory, journal, outbox, policies
+from provisioning import enrollment, explaining, inventory, journal, outbox, policies
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
 from provisioning.db import commands, devices, enrollments, leaves
@@ -139,7 +139,7 @@ async def test_a_registered_device_that_proves_itself_gets_its_ldevid(service, d
 async def test_a_tpm_that_nobody_registered_is_refused(service, device, policy):
     with pytest.raises(EkNotRegistered) as refused:
         await begin(service, device, device.ak())
-    explained = await inventory.explain(service, refused.value.instance)
+    explained = await explaining.explain(service, refused.value.instance)
     assert explained["name"] == "EkNotRegistered"
 
 
@@ -283,7 +283,7 @@ async def test_own_evidence_that_fails_marks_the_device(service, device, policy)
         await complete(service, challenge, answer(device, ak, key, opened(device, ak, challenge)))
     shown = await inventory.show_device(service, device_id)
     assert shown["health"] == "failing"
-    explained = await inventory.explain(service, refused.value.instance)
+    explained = await explaining.explain(service, refused.value.instance)
     assert explained["proven_own"] is True
     assert any("8" in finding["what"] for finding in explained["findings"])
 

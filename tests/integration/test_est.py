@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from provisioning import est, inventory, revoking, tokens
+from provisioning import est, explaining, inventory, revoking, tokens
 from provisioning.db import devices, enrollments, profiles
 from provisioning.issuance.csr import verify_possession
 from provisioning.issuance.est import csr_attributes
@@ -240,7 +240,7 @@ async def test_a_wrong_token_is_found_by_explain_where_the_name_is_a_devices(cli
     serial = names()
     await token_for(service, serial)
     await ask(client, "simpleenroll", csr_for(new_key()), user=(serial, "x" * 43))
-    explained = await inventory.explain(service, serial)
+    explained = await explaining.explain(service, serial)
     assert (explained["flow"], explained["actual"]) == ("est", "a token that is not known")
     assert "x" * 43 not in str(explained)
 

@@ -24,7 +24,7 @@ from sqlalchemy import update
 from device_agent.identity import IdentityStore
 from lab.firmware import flip_byte
 from lab.virtual import _fake_clock
-from provisioning import inventory, policies
+from provisioning import explaining, policies
 from provisioning.app.children import start_child, stop_child
 from provisioning.db import enrollments
 from provisioning.refusals import DeviceRevoked, EnrollmentQuotaSpent, PcrsNotAccepted
@@ -203,7 +203,7 @@ def test_a_device_that_boots_what_the_policy_accepts_no_more_is_refused_by_name_
     try:
         status, _, errors = agent(device, "enroll", env=aged.later)
         assert (status, PcrsNotAccepted.code in errors) == (1, True), errors
-        explained = asyncio.run(inventory.explain(aged.service, "outdated"))
+        explained = asyncio.run(explaining.explain(aged.service, "outdated"))
         assert (explained["name"], explained["proven_own"]) == ("PcrsNotAccepted", True)
         assert aged.record("outdated").health == "failing"
     finally:
