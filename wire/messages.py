@@ -10,8 +10,11 @@ CSR_MOST = 16 * 1024
 EVIDENCE_MOST = 64 * 1024
 """Bytes of the evidence message without its boot log."""
 BOOT_LOG_MOST = 256 * 1024
+IMA_LOG_MOST = 4 * 1024 * 1024
 EVIDENCE_BODY_MOST = EVIDENCE_MOST + BOOT_LOG_MOST * 4 // 3 + 4
 """Bytes of an HTTPS body with evidence: base64url grows the boot log by a third."""
+IMA_EVIDENCE_BODY_MOST = EVIDENCE_BODY_MOST + IMA_LOG_MOST * 4 // 3 + 4
+"""The same where the challenge asks for an IMA log."""
 ENROLLMENT_BODY_MOST = 64 * 1024
 
 Certificate = Annotated[bytes, Cap(8 * 1024)]
@@ -21,7 +24,9 @@ TpmStructure = Annotated[bytes, Cap(2 * 1024)]
 Digest = Annotated[bytes, Cap(64)]
 Identifier = Annotated[str, Cap(64)]
 BootLog = Annotated[bytes, Cap(BOOT_LOG_MOST)]
-BootLogRule = Literal["none", "optional", "required"]
+ImaLog = Annotated[bytes, Cap(IMA_LOG_MOST)]
+LogRule = Literal["none", "optional", "required"]
+BootLogRule = LogRule
 
 # --- enrollment ---------------------------------------------------------------------------------------------------
 
@@ -65,6 +70,7 @@ class Challenge:
     pcr_selection: PcrSelection
     boot_log: BootLogRule
     expires_at: datetime
+    ima_log: LogRule = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +94,15 @@ class PlatformEvidence:
     activation_proof: Digest
     boot_log: BootLog | None = None
     boot_log_sha256: Digest | None = None
+    ima_log: ImaLog | None = None
+    ima_log_sha256: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """Step 2 of an enrollment, and the answer to a rotate command: platform, resident key, request.
 
-    By MQTT a boot log travels as `boot_log_sha256` and was uploaded before, by `PUT /v1/logs/<sha256>`.
+    By MQTT a log travels as its SHA-256 and was uploaded before, by `PUT /v1/logs/<sha256>`.
     """
 
     csr: Annotated[bytes, Cap(CSR_MOST)]
@@ -105,6 +113,8 @@ class Evidence:
     activation_proof: Digest
     boot_log: BootLog | None = None
     boot_log_sha256: Digest | None = None
+    ima_log: ImaLog | None = None
+    ima_log_sha256: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Literal
 from provisioning.attestation.algorithms import HASH_IDS, MAX_PCR
 from provisioning.attestation.eventlog import BANKS
 from provisioning.refusals import ImaLogDoesNotReplay, ImaLogMalformed
+from wire.messages import IMA_LOG_MOST
 
-IMA_LOG_MOST = 4 * 1024 * 1024
 MAX_ENTRIES = 65_536
 IMA_PCR = 10
 TEMPLATE_NAME_MOST = 128

@@ -7,9 +7,10 @@ then each field behind a space (security/integrity/ima/ima_fs.c, ima_template_li
 import re
 
 from provisioning.attestation.algorithms import MAX_PCR
-from provisioning.attestation.ima import IMA_LOG_MOST, MAX_ENTRIES, ImaEntry, ImaLog
+from provisioning.attestation.ima import MAX_ENTRIES, ImaEntry, ImaLog
 from provisioning.attestation.ima_fields import TEMPLATES
 from provisioning.refusals import ImaLogMalformed
+from wire.messages import IMA_LOG_MOST
 
 _LINE = re.compile(rb" ?([0-9]{1,2}) ((?:[0-9a-f]{2}){20,64}) ([a-z0-9][a-z0-9|-]{0,127}) (.*)", re.DOTALL)
 _DIGEST = re.compile(rb"((?:[a-z0-9-]+:)?[a-z0-9_-]+):((?:[0-9a-f]{2})*)")

@@ -94,7 +94,7 @@ def log(
     output: Output = Format.TABLE,
 ) -> None:
     """Decode a log and replay its PCRs. What it says is true only once a quote has the same values."""
-    from provisioning.attestation.ima import IMA_LOG_MOST
+    from wire.messages import IMA_LOG_MOST
 
     directory_of(data_dir)  # taken like everywhere; nothing of it is read
     data = _read(file, 2 * IMA_LOG_MOST)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from provisioning.attestation import ima_fields
 from provisioning.attestation.eventtext_reading import MalformedData
 from provisioning.attestation.ima import (
-    IMA_LOG_MOST,
     MAX_ENTRIES,
     is_ima_log,
     parse_ima_log,
@@ -20,6 +19,7 @@ from provisioning.attestation.ima import (
 )
 from provisioning.attestation.ima_ascii import is_ima_ascii, parse_ima_ascii
 from provisioning.refusals import ImaLogDoesNotReplay, ImaLogMalformed, Refusal
+from wire.messages import IMA_LOG_MOST
 
 ONES = b"\xff" * 20
 
