@@ -4,7 +4,7 @@ Times are Unix seconds in UTC; hashes and serials are lower hex; structured fiel
 `db`. What leaves is a `Record`: a read-only row with the columns' names.
 """
 
-from sqlalchemy import BigInteger, Column, Index, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, UniqueConstraint
 from sqlalchemy import text as sql
 from sqlmodel import Field, SQLModel
 
@@ -50,7 +50,7 @@ class Device(SQLModel, table=True):
     registered_at: int = moment(nullable=False)
     ek_intermediates: str = "[]"
     """The intermediates that came with the EK certificate when it last passed: a list of base64url DER."""
-    ak_name: bytes | None = blob()
+    ak_name: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True, index=True))
     ak_public: bytes | None = blob()
     approved_until: int | None = moment()
     """Until when one enrollment with another AK, or of a cleared TPM, is accepted."""
@@ -214,6 +214,9 @@ class MqttSession(SQLModel, table=True):
     trust_version: int
     certificate_serial: str
     at: int = moment(nullable=False)
+    hello_id: str | None = None
+    """The message id of the last hello, and its sequence: another one of the same sequence is another agent's."""
+    hello_sequence: int | None = moment()
 
 
 class Release(SQLModel, table=True):

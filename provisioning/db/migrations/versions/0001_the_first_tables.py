@@ -180,6 +180,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("device", schema=None) as batch_op:
         batch_op.create_index("device_of_model", ["model", "id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_device_ak_name"), ["ak_name"], unique=False)
         batch_op.create_index(batch_op.f("ix_device_station"), ["station"], unique=False)
 
     op.create_table(
@@ -262,6 +263,31 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_est_token_device_id"), ["device_id"], unique=False)
 
     op.create_table(
+        "finding",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("last_at", sa.BigInteger(), nullable=False),
+        sa.Column("times", sa.Integer(), nullable=False),
+        sa.Column("response", sa.String(), nullable=True),
+        sa.Column("closed_at", sa.BigInteger(), nullable=True),
+        sa.Column("closed_by", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("finding", schema=None) as batch_op:
+        batch_op.create_index(
+            "finding_open",
+            ["device_id", "kind", "key"],
+            unique=True,
+            sqlite_where=sa.text("closed_at IS NULL"),
+            postgresql_where=sa.text("closed_at IS NULL"),
+        )
+        batch_op.create_index(batch_op.f("ix_finding_device_id"), ["device_id"], unique=False)
+
+    op.create_table(
         "leaf",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=True),
@@ -293,6 +319,8 @@ def upgrade() -> None:
         sa.Column("trust_version", sa.Integer(), nullable=False),
         sa.Column("certificate_serial", sa.String(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("hello_id", sa.String(), nullable=True),
+        sa.Column("hello_sequence", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("device_id"),
     )
     op.create_table(
@@ -402,6 +430,15 @@ def upgrade() -> None:
         batch_op.create_index("revocation_issuer", ["issuer", "id"], unique=False)
 
     op.create_table(
+        "session_trace",
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("displaced", sa.Text(), nullable=False),
+        sa.Column("probe_session", sa.String(), nullable=True),
+        sa.Column("probe_sequence", sa.BigInteger(), nullable=False),
+        sa.Column("probed_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("device_id"),
+    )
+    op.create_table(
         "shown",
         sa.Column("model", sa.String(), nullable=False),
         sa.Column("value", sa.LargeBinary(), nullable=False),
@@ -476,6 +513,7 @@ def downgrade() -> None:
         batch_op.drop_index("shown_of")
 
     op.drop_table("shown")
+    op.drop_table("session_trace")
     with op.batch_alter_table("revocation", schema=None) as batch_op:
         batch_op.drop_index("revocation_issuer")
         batch_op.drop_index(batch_op.f("ix_revocation_serial"))
@@ -505,6 +543,13 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_leaf_kind"))
 
     op.drop_table("leaf")
+    with op.batch_alter_table("finding", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_finding_device_id"))
+        batch_op.drop_index(
+            "finding_open", sqlite_where=sa.text("closed_at IS NULL"), postgresql_where=sa.text("closed_at IS NULL")
+        )
+
+    op.drop_table("finding")
     with op.batch_alter_table("est_token", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_est_token_device_id"))
 
@@ -523,6 +568,7 @@ def downgrade() -> None:
     op.drop_table("director_metadata")
     with op.batch_alter_table("device", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_device_station"))
+        batch_op.drop_index(batch_op.f("ix_device_ak_name"))
         batch_op.drop_index("device_of_model")
 
     op.drop_table("device")
