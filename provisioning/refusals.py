@@ -325,6 +325,12 @@ class ImaLogDoesNotReplay(Refusal):
     cure = "Read the log after the quote, of the same boot; it may be longer than what was quoted, not shorter."
 
 
+class ImaLogMissing(Refusal):
+    code, problem, check = "MUSTER-ATT-060", Problem.ATTESTATION_REFUSED, 13
+    title = "The policy asks for an IMA log and none was sent"
+    cure = "Let the agent read the kernel's binary_runtime_measurements: ima_log in agent.toml."
+
+
 class PcrsNotAccepted(Refusal):
     code, problem, check = "MUSTER-ATT-049", Problem.ATTESTATION_REFUSED, 13
     title = "The device booted something that the policy does not accept"
