@@ -12,12 +12,16 @@ from wire.problems import Problem
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One mismatch that a person must fix: `what` (a PCR, an event, a field), expected, actual, and what mends it."""
+    """One mismatch that a person must fix: `what` (a PCR, an event, a field), expected, actual, and what mends it.
+
+    `refused`: the policy's mode let this pass, and `enforce` would have refused it.
+    """
 
     what: str
     expected: str
     actual: str
     cure: str = ""
+    refused: bool = False
 
 
 class Refusal(Exception):
@@ -335,6 +339,18 @@ class PcrsNotAccepted(Refusal):
     code, problem, check = "MUSTER-ATT-049", Problem.ATTESTATION_REFUSED, 13
     title = "The device booted something that the policy does not accept"
     cure = "Install the firmware that the policy names; or, if what it booted is meant to run, add it to the policy."
+
+
+class EventRuleBroken(Refusal):
+    code, problem, check = "MUSTER-ATT-061", Problem.ATTESTATION_REFUSED, 13
+    title = "The boot log shows something that a rule of the policy does not accept"
+    cure = "Boot what the rule accepts; or, if this boot is meant, change the rule of the policy."
+
+
+class ImaNotAccepted(Refusal):
+    code, problem, check = "MUSTER-ATT-062", Problem.ATTESTATION_REFUSED, 13
+    title = "The device ran or read a file that the policy does not accept"
+    cure = "Remove the file; or, if it is meant, sign it by a key of the policy, or add its digest to the policy."
 
 
 class DeviceKeyNotCertified(Refusal):

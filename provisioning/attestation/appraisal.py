@@ -3,12 +3,13 @@
 Appraisal stands on authentic values only (`quote`, `eventlog`): its words are then the device's own doing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 
 from provisioning.attestation.algorithms import HASH_IDS
 from provisioning.attestation.eventlog import Event, EventLog
 from provisioning.attestation.eventtext import EV_NO_ACTION
+from provisioning.attestation.ima import CoveredIma
 from provisioning.attestation.policy import ExpectedEvent, Policy, parse_policy
 from provisioning.attestation.quote import VerifiedPcrs
 from provisioning.refusals import BankRefused, Finding, OnlySha1Banks, PcrsNotAccepted
@@ -31,7 +32,13 @@ def select_pcrs(policy: Policy, offered: Sequence[str]) -> PcrSelection:
 
 
 def appraise(
-    pcrs: VerifiedPcrs, log: EventLog | None, policy: Policy, release_values: Mapping[int, frozenset[bytes]]
+    pcrs: VerifiedPcrs,
+    log: EventLog | None,
+    ima: CoveredIma | None,
+    policy: Policy,
+    release_values: Mapping[int, frozenset[bytes]],
+    *,
+    device: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """Does the policy accept every PCR that it judges? What passed, but should be known, comes back as findings.
 

@@ -3,7 +3,6 @@
 A policy is TOML text that an operator wrote; `parse_policy` names the line that is wrong.
 """
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,10 +13,13 @@ from typing import Annotated, Literal
 from provisioning.attestation import policy_roots
 from provisioning.attestation.algorithms import DIGEST_BYTES, HASH_IDS, MAX_PCR
 from provisioning.attestation.crls import Crl
+from provisioning.attestation.ima_policy import ImaPolicy
 from provisioning.attestation.policy_roots import EkRoot, RootText, StoreRoots, normal_manufacturer
+from provisioning.attestation.policy_text import demand, digest_of, line_of
+from provisioning.attestation.rules import EventRule
 from provisioning.refusals import PolicyMalformed
 from wire.codec import Cap, MalformedMessage, load
-from wire.messages import BootLogRule
+from wire.messages import LogRule
 from wire.topics import is_device_id
 
 __all__ = ["EkRoot", "ExpectedEvent", "Policy", "StoreRoots", "line_of", "normal_manufacturer", "parse_policy"]
@@ -26,6 +28,13 @@ POLICY_MOST = 1024 * 1024
 """Characters of a policy, at most: some hundred roots and reference values."""
 EkTrust = Literal["certificate", "key"]
 """On what trust in an EK may rest: a manufacturer's certificate; or its registration, by the bare key too."""
+Mode = Literal["learn", "monitor", "enforce"]
+"""What a broken reference value, rule, list or firmware version does: see `appraisal`."""
+OnClone = Literal["finding", "quarantine", "revoke"]
+OnFailure = Literal["refuse", "quarantine"]
+ATTEST_EVERY_SECONDS = 24 * 3600
+SILENT_AFTER_PERIODS = 3
+EXPLAIN_LEAST_DEVICES = 3
 NEVER_RELEASE_PCRS = frozenset({0, 1, 2, 3, 7})
 """Firmware, its configuration and Secure Boot: a publisher's release never changes what these may be."""
 
@@ -47,13 +56,19 @@ class Policy:
     cover. A PCR of `release_pcrs` may in addition show the values of a release that is being rolled out. `crls` are the
     manufacturers' revocation lists that the operator imported. `ek_trust` is the least that an EK's trust must rest
     on: a manufacturer's certificate, or its registration by the bare key. `identity_roots` vouch for IAK certificates.
+
+    `group`: the devices of the model that it is for, None for all that have no policy of their group. `learn_from`:
+    ids or serials of the devices that `mode` "learn" lets pass; every other device is judged as in "enforce".
+    `rules` and `ima` judge events and files; a PCR without values is judged by them alone. `attest_every` in seconds,
+    0 for never; `silent_after` in periods without a pass. `explain_least`: on how many devices a value must have been
+    seen before an explanation offers it.
     """
 
     model: str
     software_tpm: bool
     expired_ek: Literal["refuse", "accept"]
     banks: tuple[str, ...]
-    boot_log: BootLogRule
+    boot_log: LogRule
     release_pcrs: frozenset[int]
     min_tpm_firmware: int
     enrollments_per_day: int
@@ -64,6 +79,17 @@ class Policy:
     ek_trust: EkTrust = "certificate"
     sha1_authorities: Literal["refuse", "accept"] = "refuse"
     identity_roots: tuple[EkRoot | StoreRoots, ...] = ()
+    mode: Mode = "enforce"
+    group: str | None = None
+    learn_from: tuple[str, ...] = ()
+    rules: tuple[EventRule, ...] = ()
+    ima: ImaPolicy | None = None
+    ima_log: LogRule = "none"
+    explain_least: int = EXPLAIN_LEAST_DEVICES
+    attest_every: int = ATTEST_EVERY_SECONDS
+    silent_after: int = SILENT_AFTER_PERIODS
+    on_clone: OnClone = "quarantine"
+    on_failure: OnFailure = "quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +110,7 @@ class _PolicyText:
     software_tpm: bool = False
     expired_ek: Literal["refuse", "accept"] = "refuse"
     banks: Annotated[tuple[Annotated[str, Cap(16)], ...], Cap(3)] = ("sha256",)
-    boot_log: BootLogRule = "required"
+    boot_log: LogRule = "required"
     release_pcrs: Annotated[tuple[int, ...], Cap(24)] = ()
     min_tpm_firmware: int = 0
     enrollments_per_day: int = 20
@@ -110,18 +136,18 @@ def parse_policy(text: str) -> Policy:
 
 def _policy(written: _PolicyText) -> Policy:
     """The rules beyond shape. Raises: MalformedMessage, whose `where` becomes a line."""
-    _demand(is_device_id(written.model), "model", "is not 1 to 63 characters of a-z 0-9 . _ -")
+    demand(is_device_id(written.model), "model", "is not 1 to 63 characters of a-z 0-9 . _ -")
     someone = bool(written.ek_roots) or bool(written.identity_roots) or written.ek_trust == "key"
-    _demand(someone, "ek_roots", "is empty: no TPM could pass")
-    _demand(bool(written.banks), "banks", "is empty: no PCR could be quoted")
+    demand(someone, "ek_roots", "is empty: no TPM could pass")
+    demand(bool(written.banks), "banks", "is empty: no PCR could be quoted")
     for number, bank in enumerate(written.banks):
-        _demand(bank in HASH_IDS, f"banks[{number}]", "is not sha256, sha384 or sha512 (SHA-1 never counts)")
-        _demand(bank in written.pcrs, f"banks[{number}]", f"has no table [pcrs.{bank}]")
-    _demand(written.min_tpm_firmware >= 0, "min_tpm_firmware", "is negative")
-    _demand(written.enrollments_per_day >= 1, "enrollments_per_day", "is less than 1")
+        demand(bank in HASH_IDS, f"banks[{number}]", "is not sha256, sha384 or sha512 (SHA-1 never counts)")
+        demand(bank in written.pcrs, f"banks[{number}]", f"has no table [pcrs.{bank}]")
+    demand(written.min_tpm_firmware >= 0, "min_tpm_firmware", "is negative")
+    demand(written.enrollments_per_day >= 1, "enrollments_per_day", "is less than 1")
     release = frozenset(written.release_pcrs)
     forbidden = ", ".join(map(str, sorted(release & NEVER_RELEASE_PCRS)))
-    _demand(not forbidden, "release_pcrs", f"names {forbidden}: a release never changes PCRs 0 to 3 and 7")
+    demand(not forbidden, "release_pcrs", f"names {forbidden}: a release never changes PCRs 0 to 3 and 7")
     pcrs = {bank: _bank(bank, values, release) for bank, values in written.pcrs.items()}
     return Policy(
         model=written.model,
@@ -149,22 +175,22 @@ def _policy(written: _PolicyText) -> Policy:
 
 def _bank(bank: str, written: dict[str, tuple[str, ...]], release: frozenset[int]) -> Mapping[int, frozenset[bytes]]:
     where = f"pcrs.{bank}"
-    _demand(bank in HASH_IDS, where, "is not sha256, sha384 or sha512 (SHA-1 never counts)")
-    _demand(bool(written), where, "names no PCR: an empty quote proves nothing")
+    demand(bank in HASH_IDS, where, "is not sha256, sha384 or sha512 (SHA-1 never counts)")
+    demand(bool(written), where, "names no PCR: an empty quote proves nothing")
     values: dict[int, frozenset[bytes]] = {}
     for name, digests in written.items():
-        _demand(
+        demand(
             name.isascii() and name.isdigit() and str(int(name)) == name and int(name) <= MAX_PCR,
             f"{where}.{name}",
             f"is not a PCR from 0 to {MAX_PCR}",
         )
         pcr = int(name)
-        _demand(bool(digests) or pcr in release, f"{where}.{name}", "accepts no value, and is no release PCR")
+        demand(bool(digests) or pcr in release, f"{where}.{name}", "accepts no value, and is no release PCR")
         values[pcr] = frozenset(
-            _digest(f"{where}.{name}", digest, (DIGEST_BYTES[HASH_IDS[bank]],)) for digest in digests
+            digest_of(f"{where}.{name}", digest, (DIGEST_BYTES[HASH_IDS[bank]],)) for digest in digests
         )
     missing = ", ".join(map(str, sorted(release - values.keys())))
-    _demand(not missing, "release_pcrs", f"names {missing}, which [pcrs.{bank}] does not select")
+    demand(not missing, "release_pcrs", f"names {missing}, which [pcrs.{bank}] does not select")
     return MappingProxyType(dict(sorted(values.items())))
 
 
@@ -174,50 +200,6 @@ def _roots(name: str, written: tuple[RootText, ...]) -> tuple[EkRoot | StoreRoot
 
 def _event(number: int, written: _EventText) -> ExpectedEvent:
     where = f"events[{number}]"
-    _demand(0 <= written.pcr <= MAX_PCR, f"{where}.pcr", f"is not a PCR from 0 to {MAX_PCR}")
-    digest = _digest(f"{where}.digest", written.digest, tuple(DIGEST_BYTES.values()))
+    demand(0 <= written.pcr <= MAX_PCR, f"{where}.pcr", f"is not a PCR from 0 to {MAX_PCR}")
+    digest = digest_of(f"{where}.digest", written.digest, tuple(DIGEST_BYTES.values()))
     return ExpectedEvent(written.pcr, digest, written.description)
-
-
-def _digest(where: str, text: str, sizes: tuple[int, ...]) -> bytes:
-    _demand(re.fullmatch(r"(?:[0-9a-fA-F]{2})+", text) is not None, where, "is not hexadecimal")
-    digest = bytes.fromhex(text)
-    _demand(len(digest) in sizes, where, f"has {len(digest)} bytes, not {' or '.join(map(str, sizes))}")
-    return digest
-
-
-def _demand(holds: bool, where: str, why: str) -> None:  # noqa: FBT001  the fact itself, not a flag
-    if not holds:
-        raise MalformedMessage(where, why)
-
-
-_HEADER = re.compile(r"\s*(\[\[?)\s*([^\]]+?)\s*\]")
-_KEY = re.compile(r"\s*(\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\s*=")
-
-
-def line_of(text: str, where: str) -> int:
-    """The line that sets the field `where` (`ek_roots[0].certificate`), or its table's, or 1.
-
-    The longest path that a line sets and that `where` starts with wins: a missing field is named by its table.
-    """
-    wanted = _path(where)
-    best, line_number, table = 0, 1, []
-    counted: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            table = _path(header[2])
-            if header[1] == "[[":
-                counted[header[2]] = counted.get(header[2], -1) + 1
-                table.append(str(counted[header[2]]))
-            path = table
-        elif key := _KEY.match(line):
-            path = table + _path(key[1])
-        else:
-            continue
-        if len(path) > best and wanted[: len(path)] == path:
-            best, line_number = len(path), number
-    return line_number
-
-
-def _path(where: str) -> list[str]:
-    return [part.strip("\"' ") for part in re.split(r"[.\[\]]+", where) if part.strip("\"' ")]

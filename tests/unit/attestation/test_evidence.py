@@ -458,7 +458,7 @@ EVENTS = tuple(ExpectedEvent(e.pcr, e.digest, e.description) for e in measure(IM
 def test_the_first_event_that_differs_is_named():
     tampered = flip_byte(IMAGE, "firmware")
     with pytest.raises(PcrsNotAccepted) as refused:
-        appraise(pcrs_of(tampered), parse_event_log(event_log(tampered)), replace(POLICY, events=EVENTS), {})
+        appraise(pcrs_of(tampered), parse_event_log(event_log(tampered)), None, replace(POLICY, events=EVENTS), {})
     value, event = refused.value.findings
     assert value.what == "PCR 0"
     assert value.cure.startswith("Boot what the policy names; or, if this boot is meant, add ")
@@ -471,12 +471,12 @@ def test_an_event_too_few_and_one_too_many_are_named():
     wrong = replace(pcrs_of(IMAGE), values=pcrs_of(IMAGE).values | {8: b"\2" * 32})
     log = parse_event_log(event_log(IMAGE))
     with pytest.raises(PcrsNotAccepted) as refused:
-        appraise(wrong, log, more, {})
+        appraise(wrong, log, None, more, {})
     assert refused.value.findings[1].actual == "the log ends"
     assert refused.value.findings[1].expected == "01" * 32 + " an initramfs"
     fewer = replace(POLICY, events=tuple(event for event in EVENTS if event.description != "kernel"))
     with pytest.raises(PcrsNotAccepted) as refused:
-        appraise(wrong, log, fewer, {})
+        appraise(wrong, log, None, fewer, {})
     assert refused.value.findings[1].expected == "no further event"
 
 
@@ -484,26 +484,26 @@ def test_without_events_the_pcr_alone_is_named():
     wrong = replace(pcrs_of(IMAGE), values=pcrs_of(IMAGE).values | {8: b"\2" * 32})
     for log, policy in ((None, replace(POLICY, events=EVENTS)), (parse_event_log(BOOT.log), POLICY)):
         with pytest.raises(PcrsNotAccepted) as refused:
-            appraise(wrong, log, policy, {})
+            appraise(wrong, log, None, policy, {})
         assert [finding.what for finding in refused.value.findings] == ["PCR 8"]
     # Every event as expected, and the PCR is another one: the events explain nothing, and claim nothing.
     with pytest.raises(PcrsNotAccepted) as refused:
-        appraise(wrong, parse_event_log(BOOT.log), replace(POLICY, events=EVENTS), {})
+        appraise(wrong, parse_event_log(BOOT.log), None, replace(POLICY, events=EVENTS), {})
     assert [finding.what for finding in refused.value.findings] == ["PCR 8"]
 
 
 def test_release_values_count_in_release_pcrs_only():
     released = {pcr: frozenset({b"\2" * 32}) for pcr in PCRS}
     values = pcrs_of(IMAGE).values
-    assert appraise(replace(pcrs_of(IMAGE), values=values | {8: b"\2" * 32}), None, POLICY, released) == ()
+    assert appraise(replace(pcrs_of(IMAGE), values=values | {8: b"\2" * 32}), None, None, POLICY, released) == ()
     with pytest.raises(PcrsNotAccepted):
-        appraise(replace(pcrs_of(IMAGE), values=values | {4: b"\2" * 32}), None, POLICY, released)
+        appraise(replace(pcrs_of(IMAGE), values=values | {4: b"\2" * 32}), None, None, POLICY, released)
 
 
 def test_a_pcr_without_any_value_waits_for_a_release():
     policy = replace(POLICY, pcrs={"sha256": {**POLICY.pcrs["sha256"], 8: frozenset()}})
     with pytest.raises(PcrsNotAccepted) as refused:
-        appraise(pcrs_of(IMAGE), None, policy, {})
+        appraise(pcrs_of(IMAGE), None, None, policy, {})
     assert refused.value.findings[0].expected == "a value of an assigned release"
 
 
@@ -511,15 +511,15 @@ def test_a_pcr_that_the_policy_judges_must_be_quoted():
     """A policy that was tightened after the challenge is not satisfied by less."""
     tightened = replace(POLICY, pcrs={"sha256": {**POLICY.pcrs["sha256"], 9: frozenset({bytes(32)})}})
     with pytest.raises(PcrsNotAccepted) as refused:
-        appraise(pcrs_of(IMAGE), None, tightened, {})
+        appraise(pcrs_of(IMAGE), None, None, tightened, {})
     assert refused.value.findings[0].what == "PCR 9"
     loosened = replace(POLICY, pcrs={"sha256": {0: POLICY.pcrs["sha256"][0]}})
-    assert [f.what for f in appraise(pcrs_of(IMAGE), None, loosened, {})] == ["PCR 4", "PCR 7", "PCR 8"]
+    assert [f.what for f in appraise(pcrs_of(IMAGE), None, None, loosened, {})] == ["PCR 4", "PCR 7", "PCR 8"]
 
 
 def test_a_bank_that_the_policy_does_not_judge_is_never_accepted():
     with pytest.raises(PcrsNotAccepted):
-        appraise(pcrs_of(IMAGE), None, replace(POLICY, pcrs={}), {})
+        appraise(pcrs_of(IMAGE), None, None, replace(POLICY, pcrs={}), {})
 
 
 def test_the_policys_order_of_banks_decides():
