@@ -1,23 +1,30 @@
 """What enrollment, rotation and re-attestation share: evidence that passed is recorded, and a refusal is, too."""
 
+import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from provisioning.attestation.evidence import TpmState
+from provisioning import observing
+from provisioning.attestation.evidence import ActivatedChallenge
+from provisioning.attestation.quote import VerifiedPcrs
 from provisioning.challenges import Answered
 from provisioning.db import devices, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.journal import leaf
-from provisioning.refusals import ApprovalRequired, BootLogMissing, DeviceRevoked, Finding, Refusal
+from provisioning.journal import identifier, leaf
+from provisioning.logs import Logs, keep_log
+from provisioning.refusals import ApprovalRequired, DeviceRevoked, Finding, Refusal
 from provisioning.service import Service
-from wire.codec import b64url, encode
+from wire.codec import encode
 from wire.messages import Evidence, PlatformEvidence
 from wire.problems import Problem
+
+T = TypeVar("T")
 
 TRANSIENT = (Problem.UNAVAILABLE,)
 """Refusals that are not the device's fault: its challenge stays, and the same evidence may come again."""
@@ -25,16 +32,21 @@ FINAL = ("revoked", "decommissioned")
 """States of a device that end it."""
 
 
-async def boot_log_of(
-    service: Service, answered: Answered, inline: bytes | None, by_hash: bytes | None
-) -> bytes | None:
-    """The boot log of an evidence message: in it, or uploaded before and named by its hash. Raises: BootLogMissing."""
-    if inline is not None or by_hash is None:
-        return inline
-    log = await service.store.read(lambda tx: enrollments.boot_log_content(tx, by_hash.hex()))
-    if log is None:
-        raise BootLogMissing(expected=f"a log of device {answered.device.id} with this hash", actual=by_hash)
-    return log
+async def judge(
+    verify: Callable[..., T],
+    evidence: Evidence | PlatformEvidence,
+    logs: Logs,
+    activated: ActivatedChallenge,
+    answered: Answered,
+) -> T:
+    """What `verify_evidence` or `verify_platform` says. Tens of thousands of IMA entries are counted on a thread.
+
+    Raises: what `verify` does.
+    """
+    given = (evidence, logs.boot, activated, answered.policy, answered.previous, answered.release_values)
+    if logs.ima is None:
+        return verify(*given)
+    return await asyncio.to_thread(verify, *given, ima_log=logs.ima)
 
 
 def verify_same_identity(device: Record | None, answered: Answered, at: int) -> None:
@@ -48,10 +60,13 @@ def verify_same_identity(device: Record | None, answered: Answered, at: int) -> 
 
 
 def stored_form(evidence: Evidence | PlatformEvidence, received: bytes) -> bytes:
-    """Evidence as it is kept: the bytes that were received, but that a boot log is kept once, by its hash."""
-    if evidence.boot_log is None:
-        return received
-    return encode(replace(evidence, boot_log=None, boot_log_sha256=hashlib.sha256(evidence.boot_log).digest()))
+    """Evidence as it is kept: the bytes that were received, but that a log is kept once, by its hash."""
+    boot, ima = evidence.boot_log, evidence.ima_log
+    if boot is not None:
+        evidence = replace(evidence, boot_log=None, boot_log_sha256=hashlib.sha256(boot).digest())
+    if ima is not None:
+        evidence = replace(evidence, ima_log=None, ima_log_sha256=hashlib.sha256(ima).digest())
+    return received if boot is None and ima is None else encode(evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +74,8 @@ class Outcome:
     """Evidence that passed (`stored_form`), with what it proved and the answer that it gets."""
 
     evidence: bytes
-    boot_log: bytes | None
-    tpm: TpmState
+    logs: Logs
+    pcrs: VerifiedPcrs
     findings: tuple[Finding, ...]
     answer: bytes
     entry: dict[str, Any]
@@ -70,21 +85,19 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
     """Record that evidence passed: the evidence itself, the TPM's state, the device's health, the answer."""
     now = service.clock()
     at = int(now.timestamp())
-    log_hash, tpm = None, outcome.tpm
-    if outcome.boot_log is not None:
-        log_hash = hashlib.sha256(outcome.boot_log).hexdigest()
-        enrollments.put_boot_log(tx, sha256=log_hash, device_id=answered.device.id, content=outcome.boot_log, now=at)
+    device_id, tpm = answered.device.id, outcome.pcrs.tpm
     enrollments.add_attestation(
         tx,
         {
             "id": answered.challenge.enrollment_id,
             "flow": answered.challenge.flow,
-            "device_id": answered.device.id,
+            "device_id": device_id,
             "at": at,
             "policy_id": answered.policy_id,
             "ak_public": answered.challenge.ak_public,
             "evidence": outcome.evidence,
-            "boot_log_sha256": log_hash,
+            "boot_log_sha256": keep_log(tx, device_id, outcome.logs.boot, at),
+            "ima_log_sha256": keep_log(tx, device_id, outcome.logs.ima, at),
             "findings": findings_json(outcome.findings),
         },
     )
@@ -100,6 +113,7 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
     }
     if not devices.attested(tx, answered.device.id, at, **shown):
         verify_same_identity(devices.by_id(tx, answered.device.id), answered, at)
+    observing.note_passed(tx, answered.device, outcome.pcrs, outcome.findings)
     leaves.add(tx, outcome.entry)
 
 
@@ -114,12 +128,16 @@ class Refused:
     enrollment_id: str | None = None
     own: bool = False
     evidence_sha256: bytes | None = None
+    answered: Answered | None = None
+    evidence: Evidence | PlatformEvidence | None = None
+    """What was refused, and what it answered: kept for `explain` where it is the device's own."""
 
 
 async def record_refusal(service: Service, refusal: Refusal, of: Refused) -> None:
     """Write a refusal down, and consume the challenge. It counts for the device's health only if it is its own."""
     now = service.clock()
-    refusal_id = refusal.instance = b64url(service.entropy(9))
+    refusal_id = refusal.instance = identifier(service.entropy(9))
+    shown = observing.shown_by(refusal, of.answered, of.evidence, own=of.own)
     row = {
         "id": refusal_id,
         "at": int(now.timestamp()),
@@ -137,6 +155,8 @@ async def record_refusal(service: Service, refusal: Refusal, of: Refused) -> Non
 
     def write(tx: Connection) -> None:
         enrollments.add_refusal(tx, row)
+        if shown is not None:
+            shown.keep(tx, refusal_id, int(now.timestamp()))
         if entry is not None and of.own:
             leaves.add(tx, entry)
         if of.enrollment_id is not None:

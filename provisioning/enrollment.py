@@ -22,6 +22,7 @@ from provisioning.db import commands, devices, enrollments
 from provisioning.db.devices import Record
 from provisioning.issuing import IssuedCertificate, certificate_of, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
+from provisioning.logs import Logs, logs_of
 from provisioning.refusals import (
     ChallengeTaken,
     ChallengeUnknown,
@@ -102,10 +103,10 @@ async def complete_enrollment(
     where = Refused("enroll", source, found.device.id, found.device.serial, enrollment_id, evidence_sha256=digest)
     try:
         activated = verify_activation(evidence.activation_proof, evidence.csr, found.challenge)
-        where = replace(where, own=True)
-        boot_log = await attesting.boot_log_of(service, found, evidence.boot_log, evidence.boot_log_sha256)
-        verified = verify_evidence(evidence, boot_log, activated, found.policy, found.previous, found.release_values)
-        return await _issue(service, found, verified, attesting.stored_form(evidence, received), boot_log)
+        where = replace(where, own=True, answered=found, evidence=evidence)
+        logs = await logs_of(service, evidence)
+        verified = await attesting.judge(verify_evidence, evidence, logs, activated, found)
+        return await _issue(service, found, verified, attesting.stored_form(evidence, received), logs)
     except ChallengeTaken:  # by other evidence, in between: that one is judged, and this one changes nothing
         raise
     except Refusal as refusal:
@@ -146,7 +147,7 @@ def _look_up(
 
 
 async def _issue(
-    service: Service, answered: Answered, verified: VerifiedEvidence, evidence: bytes, boot_log: bytes | None
+    service: Service, answered: Answered, verified: VerifiedEvidence, evidence: bytes, logs: Logs
 ) -> Issued:
     device, now = answered.device, service.clock()
     attesting.verify_same_identity(device, answered, int(now.timestamp()))
@@ -156,7 +157,7 @@ async def _issue(
     )
 
     def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
-        outcome = attesting.Outcome(evidence, boot_log, verified.tpm, verified.findings, ISSUED, entry)
+        outcome = attesting.Outcome(evidence, logs, verified.pcrs, verified.findings, ISSUED, entry)
         attesting.passed(service, tx, answered, outcome)
         enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
         commands.forget_session(tx, device.id)

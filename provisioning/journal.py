@@ -8,7 +8,12 @@ from sqlalchemy import Connection
 from provisioning.db import enrollments, leaves
 from provisioning.service import Service
 from provisioning.transparency import leaf_bytes, leaf_hash, leaf_of
-from wire.codec import encode
+from wire.codec import b64url, encode
+
+
+def identifier(random: bytes) -> str:
+    """All of these bits in base64url, beginning with a letter: no command line takes an id for an option."""
+    return b64url(b"\0" + random)[1:]  # two zero bits lead the first character
 
 
 def leaf(service: Service, kind: str, now: datetime, **record: object) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from provisioning.db.devices import Record
 from provisioning.issuance.tbs import assemble
 from provisioning.issuing import IssuedCertificate, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
+from provisioning.logs import logs_of
 from provisioning.refusals import (
     ActivationProofWrong,
     ChallengeExpired,
@@ -39,10 +40,12 @@ from wire.messages import (
     PAYLOAD_TYPE,
     UP,
     AttestationEvidence,
+    Evidence,
     Failed,
     Hello,
     Installed,
     Message,
+    PlatformEvidence,
     Renew,
     RotationEvidence,
     UpdateReport,
@@ -186,11 +189,11 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
         await service.ledger.write(lambda tx: commands.hurry(tx, message.device, int(service.clock().timestamp())))
         return
     evidence = message.evidence
-    where = _by_itself(taken)
+    where = _by_itself(taken, evidence)
     try:
         activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
-        log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
-        verified = verify_evidence(evidence, log, activated, taken.policy, taken.previous, taken.release_values)
+        logs = await logs_of(service, evidence)
+        verified = await attesting.judge(verify_evidence, evidence, logs, activated, taken)
         _same_ak(taken)
         now = service.clock()
         device = taken.device
@@ -208,7 +211,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
                     "renew_after": renew_after(certificate),
                 }
             )
-            outcome = attesting.Outcome(kept, log, verified.tpm, verified.findings, b"issued", entry)
+            outcome = attesting.Outcome(kept, logs, verified.pcrs, verified.findings, b"issued", entry)
             attesting.passed(service, tx, taken, outcome)
             commands.finish(tx, command.message_id, state="answered")
             outbox.put(tx, service, outbox.Order("rotated", device.id, "service", body))
@@ -257,11 +260,11 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
         await service.ledger.write(lambda tx: outbox.put(tx, service, answer))
         return
     evidence = message.evidence
-    where = _by_itself(taken)
+    where = _by_itself(taken, evidence)
     try:
         activated = verify_activation(evidence.activation_proof, b"", taken.challenge)
-        log = await attesting.boot_log_of(service, taken, evidence.boot_log, evidence.boot_log_sha256)
-        verified = verify_platform(evidence, log, activated, taken.policy, taken.previous, taken.release_values)
+        logs = await logs_of(service, evidence)
+        verified = await attesting.judge(verify_platform, evidence, logs, activated, taken)
         _same_ak(taken)
     except Refusal as refusal:
         await _refuse(service, refusal, where, command)
@@ -271,7 +274,7 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     entry = leaf(service, "attestation", now, device=message.device, flow="attest", evidence=digest)
 
     def write(tx: Connection) -> None:
-        outcome = attesting.Outcome(kept, log, verified.tpm, verified.findings, b"passed", entry)
+        outcome = attesting.Outcome(kept, logs, verified.pcrs, verified.findings, b"passed", entry)
         attesting.passed(service, tx, taken, outcome)
         commands.finish(tx, command.message_id, state="done")
         outbox.put(tx, service, answer)
@@ -311,16 +314,6 @@ async def _update_report(service: Service, message: UpdateReport) -> None:
     await service.ledger.write(write)
 
 
-async def store_boot_log(service: Service, device_id: str, sha256: str, content: bytes) -> None:
-    """Keep a boot log that evidence by MQTT will name. Raises: RequestMalformed."""
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise RequestMalformed(expected=sha256, actual="content of another hash")
-    at = int(service.clock().timestamp())
-    await service.ledger.write(
-        lambda tx: enrollments.put_boot_log(tx, sha256=sha256, device_id=device_id, content=content, now=at)
-    )
-
-
 async def _command(service: Service, message_id: str, device_id: str, kind: str) -> Record:
     command = await service.store.read(lambda tx: commands.get(tx, message_id))
     if command is None or command.device_id != device_id or command.kind != kind:
@@ -356,13 +349,15 @@ async def _take(service: Service, flow: Flow, command: Record, digest: bytes) ->
     return await service.ledger.write(write)
 
 
-def _by_itself(taken: challenges.Answered) -> attesting.Refused:
+def _by_itself(taken: challenges.Answered, evidence: Evidence | PlatformEvidence) -> attesting.Refused:
     """The circumstances of a refusal of what a device signed with its key in force."""
     device, challenge = taken.device, taken.challenge
     return attesting.Refused(
         *(challenge.flow, "mqtt", device.id, device.serial, challenge.enrollment_id),
         own=True,
         evidence_sha256=taken.evidence_sha256,
+        answered=taken,
+        evidence=evidence,
     )
 
 
