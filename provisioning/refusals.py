@@ -239,6 +239,12 @@ class ActivationProofWrong(Refusal):
     cure = "Open the challenge with the AK that the request named, in the TPM that holds the EK."
 
 
+class AttestationKeyTaken(Refusal):
+    code, problem, check = "MUSTER-ATT-023", Problem.ATTESTATION_REFUSED, 18
+    title = "The attestation key is that of another device in service"
+    cure = "One TPM is one device: take one of its two records out of service (muster devices revoke NAME)."
+
+
 # --- the challenge (checks 7, 8) ----------------------------------------------------------------------------------
 
 
