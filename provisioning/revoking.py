@@ -37,16 +37,21 @@ async def revoke_device(service: Service, name: str, reason: str, *, by: str) ->
             raise NotFound(expected="a device's id or serial", actual=name)
         if device.state == "revoked" and (device.held_from is None or reason == HOLD):
             raise StateConflict(expected="a device in service", actual=state_of(device))
-        if reason == HOLD:
-            devices.change(tx, device.id, state="revoked", held_from=device.state)
-        else:
-            devices.change(tx, device.id, state="revoked", held_from=None, health="quarantined")
-        for certificate in enrollments.certificates_of(tx, device.id):
-            revocations.revoke(tx, certificate.serial, at=at, reason=reason)
+        end_device(tx, device, reason, at)
         leaves.add(tx, entry)
         return device
 
     return await service.ledger.write(write)
+
+
+def end_device(tx: Connection, device: Record, reason: str, at: int) -> None:
+    """End a device in service and all its certificates, in the transaction of what ends it."""
+    if reason == HOLD:
+        devices.change(tx, device.id, state="revoked", held_from=device.state)
+    else:
+        devices.change(tx, device.id, state="revoked", held_from=None, health="quarantined")
+    for certificate in enrollments.certificates_of(tx, device.id):
+        revocations.revoke(tx, certificate.serial, at=at, reason=reason)
 
 
 async def release_device(service: Service, name: str, *, by: str) -> Record:
