@@ -13,7 +13,7 @@ from provisioning.attestation.evidence import verify_attestation_key
 from provisioning.attesting import TRANSIENT
 from provisioning.authorities import COMMAND
 from provisioning.challenges import InForce, challenge_message, challenge_row, policy_for
-from provisioning.db import commands, devices, enrollments, leaves
+from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import STRANGERS, leaf
 from provisioning.refusals import NotFound, Refusal
@@ -44,6 +44,8 @@ BODY_MOST = 64 * 1024
 CHALLENGES_KEPT_SECONDS = 3600
 """How long after its end a challenge that earned nothing is known, and says why."""
 SAID_KEPT_SECONDS = 24 * 3600
+TOKENS_KEPT_SECONDS = 30 * 24 * 3600
+"""So long after its end an EST token is still listed; the log keeps who made it."""
 
 KINDS: dict[str, type[Message]] = {
     "welcome": Welcome,
@@ -158,6 +160,7 @@ async def expire(service: Service) -> None:
     pieces: tuple[Callable[[Connection], int], ...] = (
         lambda tx: enrollments.forget_unpassed(tx, at - CHALLENGES_KEPT_SECONDS, most),
         lambda tx: commands.forget_said(tx, sorted(SAID_ONCE), at - SAID_KEPT_SECONDS, most),
+        lambda tx: est.forget_tokens(tx, at - TOKENS_KEPT_SECONDS, most),
         # those only that a leaf has counted
         lambda tx: enrollments.forget_strangers(tx, keep, leaves.newest_at(tx, STRANGERS), most),
     )

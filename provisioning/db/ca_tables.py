@@ -150,7 +150,7 @@ class EstToken(SQLModel, table=True):
     device_id: str = Field(index=True)
     profile: str | None = None
     created_at: int = moment(nullable=False)
-    expires_at: int = moment(nullable=False)
+    expires_at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
     used_at: int | None = moment()
     revoked_at: int | None = moment()
     created_by: str

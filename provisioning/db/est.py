@@ -110,6 +110,12 @@ def add_tokens(tx: Connection, rows: list[dict[str, Any]]) -> None:
     _INSERT_TOKEN.many(tx, rows)
 
 
+def forget_tokens(tx: Connection, before: int, most: int) -> int:
+    """Drop at most so many tokens, used or not, that expired before then: no look-up of theirs finds them good."""
+    old = select(token.c.token_sha256).where(token.c.expires_at < before).limit(most)
+    return tx.execute(delete(token).where(token.c.token_sha256.in_(old))).rowcount
+
+
 def use_token(tx: Connection, token_sha256: str, at: int) -> bool:
     """Use a token up. False where it was used, revoked, or has expired."""
     return _USE_TOKEN(tx, {"hash": token_sha256, "at": at}) == 1

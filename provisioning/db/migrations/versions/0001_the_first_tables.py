@@ -261,6 +261,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("est_token", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_est_token_device_id"), ["device_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_est_token_expires_at"), ["expires_at"], unique=False)
 
     op.create_table(
         "finding",
@@ -551,6 +552,7 @@ def downgrade() -> None:
 
     op.drop_table("finding")
     with op.batch_alter_table("est_token", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_est_token_expires_at"))
         batch_op.drop_index(batch_op.f("ix_est_token_device_id"))
 
     op.drop_table("est_token")
