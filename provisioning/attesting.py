@@ -44,9 +44,10 @@ async def judge(
     Raises: what `verify` does.
     """
     given = (evidence, logs.boot, activated, answered.policy, answered.previous, answered.release_values)
+    names = (answered.device.id, answered.device.serial)
     if logs.ima is None:
-        return verify(*given)
-    return await asyncio.to_thread(verify, *given, ima_log=logs.ima)
+        return verify(*given, device=names)
+    return await asyncio.to_thread(verify, *given, ima_log=logs.ima, device=names)
 
 
 def verify_same_identity(device: Record | None, answered: Answered, at: int) -> None:

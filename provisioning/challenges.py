@@ -15,6 +15,7 @@ from provisioning.attestation.evidence import OpenChallenge, TpmState
 from provisioning.attestation.policy import Policy, parse_policy
 from provisioning.db import devices, enrollments, policies
 from provisioning.db.devices import Record
+from provisioning.journal import identifier
 from provisioning.refusals import (
     ChallengeExpired,
     ChallengeTaken,
@@ -26,7 +27,6 @@ from provisioning.refusals import (
 )
 from provisioning.service import Service
 from wire.binding import Flow
-from wire.codec import b64url
 from wire.messages import Challenge, PcrSelection
 
 DAY_SECONDS = 86400
@@ -90,7 +90,7 @@ def challenge_row(
     now = int(service.clock().timestamp())
     drawn = service.entropy(ID_BYTES + NONCE_BYTES + SECRET_BYTES)
     return {
-        "id": b64url(drawn[:ID_BYTES]),
+        "id": identifier(drawn[:ID_BYTES]),
         "flow": flow,
         "device_id": device.id,
         "ek_id": device.ek_id,
@@ -102,7 +102,7 @@ def challenge_row(
         "pcr_bank": selection.bank,
         "pcrs": json.dumps(selection.pcrs),
         "boot_log": policy.rules.boot_log,
-        "ima_log": getattr(policy.rules, "ima_log", "none"),
+        "ima_log": policy.rules.ima_log,
         "policy_id": policy.id,
         "created_at": now,
         "expires_at": now + service.config.limits.challenge_seconds,
@@ -122,6 +122,7 @@ def challenge_message(service: Service, row: dict[str, Any], ek: TrustedEk) -> C
         pcr_selection=PcrSelection(row["pcr_bank"], tuple(json.loads(row["pcrs"]))),
         boot_log=row["boot_log"],
         expires_at=datetime.fromtimestamp(row["expires_at"], UTC),
+        ima_log=row["ima_log"],
     )
 
 
@@ -208,6 +209,8 @@ def _challenge_of(service: Service, row: Record) -> OpenChallenge:
         pcr_selection=PcrSelection(row.pcr_bank, tuple(json.loads(row.pcrs))),
         boot_log=row.boot_log,
         ek_id=row.ek_id,
+        ima_log=row.ima_log,
+        proof=row.proof,
     )
 
 

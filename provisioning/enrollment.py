@@ -36,7 +36,15 @@ from provisioning.refusals import (
 )
 from provisioning.service import Service
 from wire.codec import b64url, encode
-from wire.messages import Challenge, EnrollmentRequest, Evidence, Issued, MqttAddress
+from wire.messages import (
+    EVIDENCE_BODY_MOST,
+    IMA_EVIDENCE_BODY_MOST,
+    Challenge,
+    EnrollmentRequest,
+    Evidence,
+    Issued,
+    MqttAddress,
+)
 
 DAY = timedelta(days=1)
 ISSUED = b"issued"
@@ -81,6 +89,13 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
 
     await service.ledger.write(write)
     return challenge
+
+
+async def evidence_most(service: Service, enrollment_id: str) -> int:
+    """Bytes that an answer to this challenge may have: only one that asks for an IMA log makes room for it."""
+    row = await service.store.read(lambda tx: enrollments.get(tx, enrollment_id))
+    wanted = row is not None and row.flow == "enroll" and row.ima_log != "none"
+    return IMA_EVIDENCE_BODY_MOST if wanted else EVIDENCE_BODY_MOST
 
 
 async def complete_enrollment(

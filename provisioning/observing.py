@@ -10,7 +10,7 @@ from provisioning.attestation.explanation_evidence import quoted_pcrs
 from provisioning.attestation.explanation_values import shown_digest, shown_values
 from provisioning.attestation.quote import VerifiedPcrs
 from provisioning.challenges import Answered
-from provisioning.db import enrollments, evidence
+from provisioning.db import evidence, logs
 from provisioning.db.devices import Record
 from provisioning.refusals import Finding, Refusal
 from wire.codec import encode
@@ -27,7 +27,7 @@ def note_passed(tx: Connection, device: Record, pcrs: VerifiedPcrs, findings: tu
 
     `findings` count where a mode softened them.
     """
-    _put(tx, device, pcrs, tuple(finding for finding in findings if getattr(finding, "refused", False)))
+    _put(tx, device, pcrs, tuple(finding for finding in findings if finding.refused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,4 +88,4 @@ def without_logs(shown: Evidence | PlatformEvidence) -> Evidence | PlatformEvide
 def _log(tx: Connection, inline: bytes | None, by_hash: bytes | None) -> bytes | None:
     if inline is not None or by_hash is None:
         return inline
-    return enrollments.boot_log_content(tx, by_hash.hex())
+    return logs.content_of(tx, by_hash.hex())

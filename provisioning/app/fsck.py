@@ -93,23 +93,22 @@ def _remember(found: _Records, kind: str, record: dict[str, str]) -> None:
 
 def _attestations(tx: Connection, records: _Records, report: Report) -> dict[str, tuple[str, str]]:
     """The device and flow of every attestation by its id, which is that of its challenge."""
-    logged, logs = Check("every attestation stands in the log"), Check("every boot log is the one that its name says")
+    logged, logs = Check("every attestation stands in the log"), Check("every log is the one that its name says")
     report.checks += [logged, logs]
     attested: dict[str, tuple[str, str]] = {}
     named: set[str] = set()
     for row in inspection.attestations(tx):
         logged.looked_at += 1
         attested[row.id] = (row.device_id, row.flow)
-        if row.boot_log_sha256 is not None:
-            named.add(row.boot_log_sha256)
+        named |= {name for name in (row.boot_log_sha256, row.ima_log_sha256) if name is not None}
         if (row.device_id, row.flow, hashlib.sha256(row.evidence).digest()) not in records.attestations:
             logged.faults.append(f"attestation {row.id} of {row.device_id}: the log has no leaf for this evidence")
     for row in inspection.boot_logs(tx):
         logs.looked_at += 1
         named.discard(row.sha256)
         if hashlib.sha256(row.content).hexdigest() != row.sha256:
-            logs.faults.append(f"boot log {row.sha256}: is not what its name says")
-    logs.faults += [f"boot log {sha256}: an attestation names it, and it is gone" for sha256 in sorted(named)]
+            logs.faults.append(f"log {row.sha256}: is not what its name says")
+    logs.faults += [f"log {sha256}: an attestation names it, and it is gone" for sha256 in sorted(named)]
     return attested
 
 

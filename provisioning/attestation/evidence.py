@@ -7,12 +7,14 @@ An enrollment reads: `endorsement.verify_endorsement` (2 to 4), `verify_attestat
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from provisioning.attestation.appraisal import appraise
 from provisioning.attestation.attestation_key import AttestationKey, verify_attestation_key
 from provisioning.attestation.eventlog import EventLog, parse_event_log, verify_replay
+from provisioning.attestation.ima import IMA_PCR, CoveredIma, parse_ima_log, verify_ima
 from provisioning.attestation.policy import Policy
 from provisioning.attestation.quote import TpmState, VerifiedPcrs, verify_continuity, verify_firmware, verify_quote
 from provisioning.attestation.residency import ResidentKey, verify_residency
@@ -23,9 +25,12 @@ from provisioning.refusals import (
     BootLogMalformed,
     BootLogMissing,
     Finding,
+    ImaLogDoesNotReplay,
+    ImaLogMalformed,
+    ImaLogMissing,
 )
 from wire.binding import Flow, Part, activation_proof, binding
-from wire.messages import Attestation, BootLogRule, Evidence, Pcrs, PcrSelection, PlatformEvidence
+from wire.messages import Attestation, Evidence, LogRule, Pcrs, PcrSelection, PlatformEvidence
 
 __all__ = [
     "ActivatedChallenge",
@@ -40,6 +45,11 @@ __all__ = [
 ]
 
 
+Proof = Literal["credential", "quote"]
+"""What shows that an answer is the challenged device's own: the credential that its EK opened, or the quote of an AK
+that its maker certified (`identity`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenChallenge:
     """What the server stored when it challenged: to whom, for what, and the secret in the credential."""
@@ -51,8 +61,10 @@ class OpenChallenge:
     secret: bytes
     ak_public: bytes
     pcr_selection: PcrSelection
-    boot_log: BootLogRule
+    boot_log: LogRule
     ek_id: str
+    ima_log: LogRule = "none"
+    proof: Proof = "credential"
 
     def __repr__(self) -> str:
         """Without the secret: it must not reach a log or a traceback."""
@@ -100,6 +112,8 @@ def verify_activation(proof: bytes, csr: bytes, challenge: OpenChallenge) -> Act
     Raises: ActivationProofWrong, and what `verify_attestation_key` raises.
     """
     ak = verify_attestation_key(challenge.ak_public)
+    if challenge.proof != "credential":
+        raise ActivationProofWrong  # no credential was made for it: nobody can have opened one
     expected = activation_proof(challenge.secret, _bound(challenge, "activate", ak, csr))
     if not hmac.compare_digest(expected, proof):
         raise ActivationProofWrong  # neither value goes into it: the expected one never leaves the server
@@ -113,10 +127,14 @@ def verify_evidence(
     policy: Policy,
     previous: TpmState | None,
     release_values: Mapping[int, frozenset[bytes]],
+    *,
+    ima_log: bytes | None = None,
+    device: Collection[str] = (),
 ) -> VerifiedEvidence:
     """Everything that a certificate rests on, or the refusal that names the first check that failed.
 
-    `boot_log` is the log itself, from the message or from an upload. `previous` is what this AK showed last.
+    `boot_log` and `ima_log` are the logs themselves, from the message or from an upload. `previous` is what this AK
+    showed last. `device` are the names (id, serial) under which a policy that learns may let it pass.
     `release_values` are PCR values, in the challenge's bank, of a release that is being rolled out to this device.
 
     Not proven: that the device is the machine the TPM was built into, and that no other device has the key (19).
@@ -136,7 +154,8 @@ def verify_evidence(
     csr = verify_csr(evidence.csr, key.spki)
     # (13, 16, 17) the TPM is the one we know, and what booted is acceptable
     log = _verify_boot_log(boot_log, evidence.boot_log_sha256, challenge.challenge.boot_log, pcrs)
-    findings = _verify_state(pcrs, log, policy, previous, release_values)
+    ima = _verify_ima_log(ima_log, evidence.ima_log_sha256, challenge.challenge.ima_log, pcrs)
+    findings = _verify_state(pcrs, log, ima, policy, previous, release_values, device)
     return VerifiedEvidence(pcrs, key, csr, pcrs.tpm, findings)
 
 
@@ -147,6 +166,9 @@ def verify_platform(
     policy: Policy,
     previous: TpmState | None,
     release_values: Mapping[int, frozenset[bytes]],
+    *,
+    ima_log: bytes | None = None,
+    device: Collection[str] = (),
 ) -> VerifiedPlatform:
     """The same line without a key and a request: what an attest command asks for.
 
@@ -156,7 +178,8 @@ def verify_platform(
         raise AnswersAnotherChallenge(expected="an attest challenge", actual="one that was activated with a CSR")
     pcrs = _verify_pcrs(evidence.quote, evidence.pcrs, challenge)
     log = _verify_boot_log(boot_log, evidence.boot_log_sha256, challenge.challenge.boot_log, pcrs)
-    findings = _verify_state(pcrs, log, policy, previous, release_values)
+    ima = _verify_ima_log(ima_log, evidence.ima_log_sha256, challenge.challenge.ima_log, pcrs)
+    findings = _verify_state(pcrs, log, ima, policy, previous, release_values, device)
     return VerifiedPlatform(pcrs, pcrs.tpm, findings)
 
 
@@ -165,9 +188,7 @@ def _verify_pcrs(quote: Attestation, reported: Pcrs, challenge: ActivatedChallen
     return verify_quote(quote, reported, selection, challenge.ak, challenge.bound("quote"))
 
 
-def _verify_boot_log(
-    data: bytes | None, digest: bytes | None, rule: BootLogRule, pcrs: VerifiedPcrs
-) -> EventLog | None:
+def _verify_boot_log(data: bytes | None, digest: bytes | None, rule: LogRule, pcrs: VerifiedPcrs) -> EventLog | None:
     """(13) The log, once it replays to the quoted PCRs: before that nothing in it is believed."""
     if rule == "none":
         return None
@@ -182,19 +203,36 @@ def _verify_boot_log(
     return log
 
 
+def _verify_ima_log(data: bytes | None, digest: bytes | None, rule: LogRule, pcrs: VerifiedPcrs) -> CoveredIma | None:
+    """(13) The entries that the quoted PCR 10 covers; what the kernel measured since then is passed over."""
+    if rule == "none":
+        return None
+    if data is None:
+        if rule == "required":
+            raise ImaLogMissing(expected="an IMA log", actual="none")
+        return None
+    if digest is not None and hashlib.sha256(data).digest() != digest:
+        raise ImaLogMalformed(expected=digest, actual=hashlib.sha256(data).digest())
+    if IMA_PCR not in pcrs.values:
+        raise ImaLogDoesNotReplay(expected=f"PCR {IMA_PCR} in the quote", actual="another selection")
+    return verify_ima(parse_ima_log(data), pcrs.bank, pcrs.values[IMA_PCR])
+
+
 def _verify_state(
     pcrs: VerifiedPcrs,
     log: EventLog | None,
+    ima: CoveredIma | None,
     policy: Policy,
     previous: TpmState | None,
     release_values: Mapping[int, frozenset[bytes]],
+    device: Collection[str],
 ) -> tuple[Finding, ...]:
     # (16) its counters and clock went on from where they were
     verify_continuity(pcrs.tpm, previous)
     # (17) its firmware is not known to be bad
     verify_firmware(pcrs.tpm, policy.min_tpm_firmware)
     # (13) and the policy names what it booted
-    return appraise(pcrs, log, policy, release_values)
+    return appraise(pcrs, log, ima, policy, release_values, device=device)
 
 
 def _bound(challenge: OpenChallenge, part: Part, ak: AttestationKey, csr: bytes) -> bytes:

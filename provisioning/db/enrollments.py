@@ -8,10 +8,10 @@ from provisioning.db.ca_tables import Authority, Certificate
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
-from provisioning.db.tables import Attestation, BootLog, Enrollment, RefusalRow
+from provisioning.db.tables import Attestation, Enrollment, RefusalRow
 
 enrollment, certificate, attestation = table_of(Enrollment), table_of(Certificate), table_of(Attestation)
-boot_log, refusal, authority = table_of(BootLog), table_of(RefusalRow), table_of(Authority)
+refusal, authority = table_of(RefusalRow), table_of(Authority)
 
 ROOM = bytes(72)
 """As long as an ECDSA signature on P-256 is at most, in DER."""
@@ -30,14 +30,6 @@ _PASS = Prepared(
 )
 _INSERT_CERTIFICATE = prepared_insert(certificate)
 _INSERT_ATTESTATION = prepared_insert(attestation)
-_PUT_BOOT_LOG = Prepared(
-    insert(boot_log).from_select(
-        [column.name for column in boot_log.c],
-        select(*(bindparam(f"new_{column.name}", type_=column.type) for column in boot_log.c)).where(
-            ~select(boot_log.c.sha256).where(boot_log.c.sha256 == bindparam("new_sha256")).exists()
-        ),
-    )
-)
 _SUPERSEDE = Prepared(
     update(certificate)
     .where(
@@ -194,18 +186,6 @@ def newest_attestation_of(tx: Connection, device_id: str, flow: str) -> Record |
     """The newest evidence of one flow that passed."""
     mine = select(attestation).where(attestation.c.device_id == device_id, attestation.c.flow == flow)
     return tx.execute(mine.order_by(attestation.c.at.desc()).limit(1)).first()
-
-
-def put_boot_log(tx: Connection, *, sha256: str, device_id: str, content: bytes, now: int) -> None:
-    """Store a boot log once."""
-    row = {"new_sha256": sha256, "new_device_id": device_id, "new_at": now, "new_content": content}
-    _PUT_BOOT_LOG(tx, row)
-
-
-def boot_log_content(tx: Connection, sha256: str) -> bytes | None:
-    """A boot log by its hash."""
-    content: bytes | None = tx.execute(select(boot_log.c.content).where(boot_log.c.sha256 == sha256)).scalar()
-    return content
 
 
 def add_refusal(tx: Connection, row: dict[str, Any]) -> None:

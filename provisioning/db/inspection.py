@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, select
 
 from provisioning.db.devices import Record, device
-from provisioning.db.enrollments import attestation, boot_log, certificate
+from provisioning.db.enrollments import attestation, certificate
 from provisioning.db.leaves import checkpoint, leaf
+from provisioning.db.logs import log
 from provisioning.db.revocations import ADOPTED, crl, revocation
 from provisioning.refusals import StorageUnavailable
 
@@ -30,8 +31,8 @@ def attestations(tx: Connection) -> Iterator[Record]:
 
 
 def boot_logs(tx: Connection) -> Iterator[Record]:
-    """Every stored boot log."""
-    return _rows(tx, select(boot_log).order_by(boot_log.c.sha256))
+    """Every stored boot log and IMA log."""
+    return _rows(tx, select(log).order_by(log.c.sha256))
 
 
 def crls(tx: Connection) -> Iterator[Record]:

@@ -7,7 +7,7 @@ from time import monotonic
 from aiohttp import web
 
 from provisioning.access.rates import GLOBAL, Rate, RateTable
-from provisioning.enrollment import begin_enrollment, complete_enrollment
+from provisioning.enrollment import begin_enrollment, complete_enrollment, evidence_most
 from provisioning.factory import register
 from provisioning.http import est
 from provisioning.http.auth import device_of, station_of
@@ -15,11 +15,17 @@ from provisioning.http.exchange import NO_STORE, Call, Route, reply, too_many
 from provisioning.http.files import send_file
 from provisioning.http.public import trust_file
 from provisioning.idevids import issue_idevid
+from provisioning.logs import store_log
 from provisioning.refusals import Busy, RequestMalformed
-from provisioning.rotation import store_boot_log
 from provisioning.updates import director_file
 from wire.factory import IdevidRequest, RegistrationRequest
-from wire.messages import BOOT_LOG_MOST, ENROLLMENT_BODY_MOST, EVIDENCE_BODY_MOST, EnrollmentRequest, Evidence
+from wire.messages import (
+    ENROLLMENT_BODY_MOST,
+    EVIDENCE_BODY_MOST,
+    IMA_LOG_MOST,
+    EnrollmentRequest,
+    Evidence,
+)
 
 REGISTRATION_BODY_MOST = 16 * 1024 * 1024
 """Bytes: a thousand registrations with an EK certificate each."""
@@ -68,7 +74,10 @@ def routes(enrollments: InFlight) -> list[Route]:
             return reply(await begin_enrollment(call.service, request, source=call.source), 201)
 
     async def complete(call: Call) -> web.Response:
-        received, evidence = await call.message_and_bytes(Evidence, EVIDENCE_BODY_MOST)
+        most = EVIDENCE_BODY_MOST
+        if (call.request.content_length or 0) > most:
+            most = await evidence_most(call.service, call.path["id"])
+        received, evidence = await call.message_and_bytes(Evidence, most)
         with enrollments:
             issued = await complete_enrollment(
                 call.service, call.path["id"], evidence, arrived=call.arrived, source=call.source, received=received
@@ -80,7 +89,7 @@ def routes(enrollments: InFlight) -> list[Route]:
         Route("POST", "/v1/enrollments/{id}/evidence", complete),
         Route("POST", "/v1/factory/devices", register_devices, detailed=True),
         Route("POST", "/v1/factory/idevids", make_idevid, detailed=True),
-        Route("PUT", "/v1/logs/{sha256}", put_boot_log),
+        Route("PUT", "/v1/logs/{sha256}", put_log),
         Route("GET", "/ota/image/{name...}", image_file),
         Route("GET", "/ota/director/{name...}", device_director_file),
         Route("GET", "/trust/{name...}", trust_file),
@@ -102,13 +111,13 @@ async def make_idevid(call: Call) -> web.Response:
     return reply(await issue_idevid(call.service, station, request), 201)
 
 
-async def put_boot_log(call: Call) -> web.Response:
-    """A boot log for evidence that travels by MQTT, named by its hash."""
+async def put_log(call: Call) -> web.Response:
+    """A boot log or IMA log for evidence that travels by MQTT, named by its hash."""
     device = await device_of(call)
     sha256 = call.path["sha256"]
     if len(sha256) != SHA256_HEX:
         raise RequestMalformed(expected="/v1/logs/SHA-256 in hex", actual=sha256)
-    await store_boot_log(call.service, device.device, sha256, await call.read(BOOT_LOG_MOST))
+    await store_log(call.service, device.device, sha256, await call.read(IMA_LOG_MOST))
     return web.Response(status=204, headers=NO_STORE)
 
 
