@@ -37,6 +37,13 @@ _ATTESTED = Prepared(
 _BY_ID = PreparedSelect(select(device).where(device.c.id == bindparam("id")))
 _BY_EK = PreparedSelect(select(device).where(device.c.ek_id == bindparam("ek_id")))
 _BY_SERIAL = PreparedSelect(select(device).where(device.c.serial == bindparam("serial")))
+_WITH_AK = PreparedSelect(
+    select(device.c.id).where(
+        device.c.ak_name == bindparam("ak"),
+        device.c.id != bindparam("but"),
+        or_(device.c.state.in_(("registered", "active")), device.c.held_from.is_not(None)),
+    )
+)
 _ASSIGNED = (
     select(assignment.c.state, release)
     .join(release, release.c.target == assignment.c.target)
@@ -88,6 +95,11 @@ def add(tx: Connection, rows: list[dict[str, Any]]) -> None:
 def conflicts(tx: Connection, serial: str, ek_id: str) -> list[Record]:
     """The devices that hold this serial or this EK already."""
     return list(tx.execute(select(device).where(or_(device.c.serial == serial, device.c.ek_id == ek_id))))
+
+
+def others_with_ak(tx: Connection, ak_name: bytes, device_id: str) -> list[str]:
+    """The other devices that are in service, or on hold, and whose record has this AK."""
+    return [row.id for row in _WITH_AK.all(tx, {"ak": ak_name, "but": device_id})]
 
 
 def change(tx: Connection, device_id: str, **columns: object) -> None:
