@@ -660,6 +660,12 @@ class PolicyMalformed(Refusal):
     cure = "Correct the line that is named."
 
 
+class SecondPersonRequired(Refusal):
+    code, problem = "MUSTER-POL-002", Problem.FORBIDDEN
+    title = "One person alone may not put this policy into force"
+    cure = "Propose it (muster policy propose FILE); another operator promotes it (muster policy promote MODEL VERSION)."
+
+
 class EkRootRefused(Refusal):
     code, problem = "MUSTER-EKR-001", Problem.MALFORMED
     title = "The certificate cannot vouch for EKs"
