@@ -53,6 +53,16 @@ class Wishes:
     """The service answered hello, with the release floor that it recorded."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Platform:
+    """The evidence that answers an attest command. `ima_log` is held until it is uploaded: it is longer by now."""
+
+    message_id: str
+    enrollment_id: str
+    evidence: PlatformEvidence
+    ima_log: bytes | None
+
+
 class Commands:
     """Carries out commands for one presence."""
 
@@ -60,7 +70,7 @@ class Commands:
         self._presence = presence
         self._rotation = rotation
         self._wishes = wishes
-        self._platform: tuple[str, str, PlatformEvidence] | None = None
+        self._platform: _Platform | None = None
         self._unanswered: Rotate | Attest | None = None
 
     def obey(self, command: Message) -> None:
@@ -93,6 +103,8 @@ class Commands:
         match command:
             case Welcome():
                 self._wishes.welcomed(command.release_floor)
+                if command.greet_again:
+                    self._wishes.greet()
             case Rotate():
                 self._rotate(command)
             case Rotated():
@@ -154,18 +166,22 @@ class Commands:
         attester = presence.device.attester
         boot_log = attester.read_boot_log(challenge)
         made = self._platform
-        if made is None or made[:2] != (command.message_id, challenge.enrollment_id):
+        if made is None or (made.message_id, made.enrollment_id) != (command.message_id, challenge.enrollment_id):
             with presence.device.tpm.open() as tpm:
                 evidence = attester.attest_platform(tpm, challenge, presence.pair.details.ek_kind)
-            evidence = replace(evidence, boot_log_sha256=log_digest(boot_log))
-            made = self._platform = (command.message_id, challenge.enrollment_id, evidence)
+            ima_log = attester.read_ima_log(challenge)
+            evidence = replace(evidence, boot_log_sha256=log_digest(boot_log), ima_log_sha256=log_digest(ima_log))
+            made = self._platform = _Platform(command.message_id, challenge.enrollment_id, evidence, ima_log)
         if boot_log is not None:
             upload_log(presence.device, presence.trust, presence.pair, boot_log)
+        if made.ima_log is not None:
+            upload_log(presence.device, presence.trust, presence.pair, made.ima_log)
+            made = self._platform = replace(made, ima_log=None)
         self._await_reply(command)
-        presence.send(AttestationEvidence, in_reply_to=command.message_id, evidence=made[2])
+        presence.send(AttestationEvidence, in_reply_to=command.message_id, evidence=made.evidence)
 
     def _attested(self, answer: Attested) -> None:
-        if self._platform is None or self._platform[0] != answer.in_reply_to:
+        if self._platform is None or self._platform.message_id != answer.in_reply_to:
             raise NotAwaited("no evidence of this session is answered by it")
         self._settle()
         remember_attested(self._presence.device.config.state_dir, answer.expires_at)
@@ -177,7 +193,7 @@ class Commands:
         pending = self._rotation.pending()
         if pending is not None and pending.message_id == answer.in_reply_to:
             self._rotation.forget()
-        if self._platform is not None and self._platform[0] == answer.in_reply_to:
+        if self._platform is not None and self._platform.message_id == answer.in_reply_to:
             self._wishes.not_attested(f"the service refused the evidence: {answer.code}")
         if self._unanswered is not None and self._unanswered.message_id == answer.in_reply_to:
             self._settle()

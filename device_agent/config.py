@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from wire.codec import Cap, MalformedMessage, load, rfc3339
 
 FILE = "agent.toml"
+IMA_LOG = "/sys/kernel/security/ima/binary_runtime_measurements"
 HARDWARE_TCTI = "device:/dev/tpmrm0"
 _FILE_MOST = 64 * 1024
 _AUTH_MOST = 64
@@ -30,6 +31,7 @@ class _Settings:
     serial: Annotated[str, Cap(64)] | None = None
     slots: str | None = None
     boot_log: str | None = None
+    ima_log: str = IMA_LOG
     openssl_conf: str | None = None
     ek: Literal["rsa", "ecc"] | None = None
     ownership_epoch: int = 0
@@ -56,6 +58,7 @@ class AgentConfig:
     serial: str | None
     slots: Path | None
     boot_log: Path | None
+    ima_log: Path | None
     openssl_conf: Path | None
     ek: Literal["rsa", "ecc"] | None
     ownership_epoch: int
@@ -92,6 +95,7 @@ def load_config(data_dir: Path) -> AgentConfig:
         serial=settings.serial,
         slots=place(settings.slots),
         boot_log=place(settings.boot_log),
+        ima_log=place(settings.ima_log),
         openssl_conf=place(settings.openssl_conf),
         ek=settings.ek,
         ownership_epoch=settings.ownership_epoch,

@@ -41,7 +41,8 @@ class Device:
     @property
     def attester(self) -> Attester:
         """What challenges are answered with."""
-        return Attester(self.anchor.service_name, self.config.ownership_epoch, self.config.boot_log)
+        config = self.config
+        return Attester(self.anchor.service_name, config.ownership_epoch, config.boot_log, config.ima_log)
 
     def now(self) -> datetime:
         """Trusted time."""

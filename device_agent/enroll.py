@@ -12,7 +12,7 @@ from device_agent import log, state
 from device_agent.certificates import CertificateRefused, Expectation, verify_issued
 from device_agent.config import ConfigMistake
 from device_agent.device import TRUST_FAILURES, Device, trust_at_hand
-from device_agent.evidence import BootLogMissing, ChallengeRefused, with_log
+from device_agent.evidence import ChallengeRefused, LogMissing, with_logs
 from device_agent.host import Backoff
 from device_agent.http import (
     ApprovalPending,
@@ -28,13 +28,13 @@ from device_agent.tpm import DeviceKey, Endorsement, NoEndorsementKey, TpmFailur
 from device_agent.trust import Trust
 from ota.source import SourceUnavailable
 from wire.codec import Cap
-from wire.messages import EVIDENCE_BODY_MOST, Challenge, EnrollmentRequest, Identifier, Issued
+from wire.messages import IMA_EVIDENCE_BODY_MOST, Challenge, EnrollmentRequest, Identifier, Issued
 from wire.problems import Problem, Reaction
 
 if TYPE_CHECKING:
     from device_agent.tpm.keys import Tpm
 
-PENDING_MOST = 2 * EVIDENCE_BODY_MOST
+PENDING_MOST = 2 * IMA_EVIDENCE_BODY_MOST
 WAIT_SECONDS = 120.0
 """Before the next attempt where somebody must act first."""
 
@@ -43,7 +43,7 @@ AttemptFailure = (
     TpmFailure,
     CertificateRefused,
     ChallengeRefused,
-    BootLogMissing,
+    LogMissing,
     StateDamaged,
     ConfigMistake,
     OSError,
@@ -60,7 +60,7 @@ class _Pending:
     ek_kind: Identifier
     key_pem: Annotated[bytes, Cap(8 * 1024)]
     spki: Annotated[bytes, Cap(1024)]
-    body: Annotated[bytes, Cap(EVIDENCE_BODY_MOST)]
+    body: Annotated[bytes, Cap(IMA_EVIDENCE_BODY_MOST)]
 
 
 def enroll_once(device: Device) -> Pair:
@@ -162,8 +162,9 @@ def _make_evidence(device: Device, with_service: ServiceClient) -> _Pending:
     boot_log = attester.read_boot_log(challenge)
     with device.tpm.open() as tpm:
         evidence = attester.attest_key(tpm, challenge, "enroll", ek.kind, key, csr)
+    ima_log = attester.read_ima_log(challenge)
     log.event("evidence-made", enrollment=challenge.enrollment_id, pcrs=challenge.pcr_selection.bank)
-    return _pending(challenge, ek, key, to_body(with_log(evidence, boot_log)))
+    return _pending(challenge, ek, key, to_body(with_logs(evidence, boot_log, ima_log)))
 
 
 def _endorsements(tpm: "Tpm") -> tuple[Endorsement, ...]:

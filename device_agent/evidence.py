@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_agent import log
 from device_agent.tpm import DeviceKey
 from wire.binding import Flow, Part, activation_proof, ak_unique, binding
-from wire.messages import BOOT_LOG_MOST, Challenge, Evidence, PlatformEvidence
+from wire.messages import BOOT_LOG_MOST, IMA_LOG_MOST, Challenge, Evidence, PlatformEvidence
 
 if TYPE_CHECKING:
     from device_agent.tpm.keys import AttestationKey, Tpm
@@ -21,8 +22,16 @@ class ChallengeRefused(Exception):
     """The challenge is not one that this device answers; the message is one line."""
 
 
-class BootLogMissing(Exception):
-    """The service wants the boot log, and the device has none to give; the message says how to mend it."""
+class LogMissing(Exception):
+    """The service wants a log, and the device has none to give; the message says how to mend it."""
+
+
+class BootLogMissing(LogMissing):
+    """The boot log."""
+
+
+class ImaLogMissing(LogMissing):
+    """The IMA log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ class Attester:
     audience: str
     ownership_epoch: int
     boot_log: Path | None
+    ima_log: Path | None = None
 
     @property
     def unique(self) -> bytes:
@@ -42,13 +52,32 @@ class Attester:
         """The platform's event log where the challenge asks for it. Raises: BootLogMissing."""
         if challenge.boot_log == "none":
             return None
-        log = self._log()
-        if log is None and challenge.boot_log == "required":
+        if self.boot_log is not None:
+            return _read(self.boot_log, BOOT_LOG_MOST, BootLogMissing)
+        if challenge.boot_log == "required":
             raise BootLogMissing(
                 "the service requires the boot log: set boot_log in agent.toml "
                 "(Linux: /sys/kernel/security/tpm0/binary_bios_measurements, readable by the agent)"
             )
-        return log
+        return None
+
+    def read_ima_log(self, challenge: Challenge) -> bytes | None:
+        """What the kernel measured since the boot, where the challenge asks for it. Read it after the quote.
+
+        The kernel goes on measuring: then the log is longer than what was quoted, which the service expects. Raises:
+        ImaLogMissing (it is required).
+        """
+        if challenge.ima_log == "none":
+            return None
+        try:
+            if self.ima_log is None:
+                raise ImaLogMissing("the service requires the IMA log: set ima_log in agent.toml")
+            return _read(self.ima_log, IMA_LOG_MOST, ImaLogMissing)
+        except ImaLogMissing as missing:
+            if challenge.ima_log == "required":
+                raise
+            log.warning("no-ima-log", reason=missing)
+            return None
 
     def attest_key(
         self, tpm: "Tpm", challenge: Challenge, flow: Flow, ek_kind: str, key: DeviceKey, csr: bytes
@@ -109,24 +138,23 @@ class Attester:
         if not all(0 <= pcr < PCRS_MOST for pcr in selection.pcrs):
             raise ChallengeRefused("the challenge names a PCR that does not exist")
 
-    def _log(self) -> bytes | None:
-        if self.boot_log is None:
-            return None
-        try:
-            with self.boot_log.open("rb") as file:
-                content = file.read(BOOT_LOG_MOST + 1)
-        except OSError as error:
-            raise BootLogMissing(f"{self.boot_log}: {error.strerror}") from error
-        if len(content) > BOOT_LOG_MOST:
-            raise BootLogMissing(f"{self.boot_log}: is larger than {BOOT_LOG_MOST} bytes")
-        return content
+
+def with_logs(evidence: Evidence, boot_log: bytes | None, ima_log: bytes | None) -> Evidence:
+    """The evidence with its logs inside, as HTTPS carries it."""
+    return replace(evidence, boot_log=boot_log, ima_log=ima_log)
 
 
-def with_log(evidence: Evidence, log: bytes | None) -> Evidence:
-    """The evidence with the log inside, as HTTPS carries it."""
-    return replace(evidence, boot_log=log)
+def _read(path: Path, most: int, missing: type[LogMissing]) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise missing(f"{path}: {error.strerror}") from error
+    if len(content) > most:
+        raise missing(f"{path}: is larger than {most} bytes")
+    return content
 
 
-def log_digest(log: bytes | None) -> bytes | None:
+def log_digest(content: bytes | None) -> bytes | None:
     """How a message names a log that was uploaded before."""
-    return None if log is None else hashlib.sha256(log).digest()
+    return None if content is None else hashlib.sha256(content).digest()

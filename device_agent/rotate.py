@@ -69,7 +69,7 @@ class Rotation:
     def answer(self, command: Rotate, current: Pair, trust: Trust) -> Evidence:
         """Evidence for a new key: the one on disk where this very challenge was answered before.
 
-        Its boot log is uploaded when this returns. Raises: ChallengeRefused, BootLogMissing, TpmFailure, HttpFailure.
+        Its logs are uploaded when this returns. Raises: ChallengeRefused, LogMissing, TpmFailure, HttpFailure.
         """
         boot_log = self._device.attester.read_boot_log(command.challenge)
         pending = self.pending()
@@ -77,7 +77,7 @@ class Rotation:
             command.message_id,
             command.challenge.enrollment_id,
         ):
-            pending = self._make(command, current, log_digest(boot_log))
+            pending = self._make(command, current, trust, log_digest(boot_log))
         if boot_log is not None:
             upload_log(self._device, trust, current, boot_log)
         return decode(Evidence, pending.evidence, limit=EVIDENCE_MOST)
@@ -124,18 +124,23 @@ class Rotation:
         log.event("rotated", device=pair.details.device_id, serial=pair.serial)
         return pair
 
-    def _make(self, command: Rotate, current: Pair, digest: bytes | None) -> Pending:
+    def _make(self, command: Rotate, current: Pair, trust: Trust, digest: bytes | None) -> Pending:
         with self._device.tpm.open() as tpm:
             key = tpm.create_device_key()
             csr = tpm.certificate_request(key.pem)
             ek_kind = current.details.ek_kind
             evidence = self._device.attester.attest_key(tpm, command.challenge, "rotate", ek_kind, key, csr)
+        # Not on disk, and longer in a moment: what the evidence names must be at the service before it is kept.
+        ima_log = self._device.attester.read_ima_log(command.challenge)
+        if ima_log is not None:
+            upload_log(self._device, trust, current, ima_log)
+        evidence = replace(evidence, boot_log_sha256=digest, ima_log_sha256=log_digest(ima_log))
         pending = Pending(
             message_id=command.message_id,
             enrollment_id=command.challenge.enrollment_id,
             key_pem=key.pem,
             spki=key.spki,
-            evidence=encode(replace(evidence, boot_log_sha256=digest)),
+            evidence=encode(evidence),
         )
         state.write_value(self._file, pending)
         return pending
@@ -158,11 +163,11 @@ class Rotation:
             client.close()
 
 
-def upload_log(device: Device, trust: Trust, identity: Pair, boot_log: bytes) -> None:
+def upload_log(device: Device, trust: Trust, identity: Pair, content: bytes) -> None:
     """Stores a log under its hash at the service, as this identity. Raises: HttpFailure, ssl.SSLError."""
     client = device.client(trust, identity)
     try:
-        digest = log_digest(boot_log) or b""
-        client.put(f"/v1/logs/{digest.hex()}", boot_log)
+        digest = log_digest(content) or b""
+        client.put(f"/v1/logs/{digest.hex()}", content)
     finally:
         client.close()

@@ -12,6 +12,8 @@ from wire.messages import Evidence, PlatformEvidence
 
 UPLOADS_MOST = 8
 """Logs of one device that nothing names yet. An honest one has two: evidence follows at once."""
+AT_ONCE = 64
+"""Logs dropped in one commit: with 4 MiB each."""
 UPLOADS_KEPT_SECONDS = 3600
 """How long such a log waits. No challenge is open for longer, and no command lives longer by default."""
 
@@ -58,10 +60,10 @@ async def logs_of(service: Service, evidence: Evidence | PlatformEvidence) -> Lo
     return Logs(boot, ima)
 
 
-async def forget_uploads(service: Service, most: int) -> None:
+async def forget_uploads(service: Service) -> None:
     """Drop the logs whose evidence never came, a piece at a time."""
     before = int(service.clock().timestamp()) - UPLOADS_KEPT_SECONDS
-    while await service.ledger.write(lambda tx: logs.forget_uploads(tx, before, most)) == most:
+    while await service.ledger.write(lambda tx: logs.forget_uploads(tx, before, AT_ONCE)) == AT_ONCE:
         pass
 
 

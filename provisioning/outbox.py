@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
+from provisioning import logs
 from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.endorsement import RegisteredEk, verify_endorsement
 from provisioning.attestation.evidence import verify_attestation_key
@@ -47,8 +48,11 @@ SAID_KEPT_SECONDS = 24 * 3600
 TOKENS_KEPT_SECONDS = 30 * 24 * 3600
 """So long after its end an EST token is still listed; the log keeps who made it."""
 
+PROBE = "probe"
+"""A welcome that only one session of a device gets, the current one or not: its answer says that it is alive."""
 KINDS: dict[str, type[Message]] = {
     "welcome": Welcome,
+    PROBE: Welcome,
     "rotate": Rotate,
     "rotated": Rotated,
     "attest": Attest,
@@ -59,7 +63,7 @@ KINDS: dict[str, type[Message]] = {
 }
 CHALLENGING: dict[str, Flow] = {"rotate": "rotate", "attest": "attest"}
 """The commands that carry a challenge: it is made when the command is sent, and again when it has expired."""
-SAID_ONCE = frozenset({"welcome", "attested", "refused", "refresh-trust", "check-for-update"})
+SAID_ONCE = frozenset({"welcome", PROBE, "attested", "refused", "refresh-trust", "check-for-update"})
 """Done when the broker has it: the device asks again if it was lost (with a hello, or the same evidence)."""
 Publish = Callable[[str, bytes], bool]
 """`(topic, envelope)`. False: the broker did not take it."""
@@ -128,7 +132,7 @@ async def send_due(service: Service, publish: Publish) -> None:
     ready = [(row, body) for row, body in bodies if body is not None]
     if not ready:
         return
-    places = await service.ledger.write(lambda tx: [commands.next_sequence(tx, row.device_id) for row, _ in ready])
+    places = await service.ledger.write(lambda tx: [_place(tx, row, body) for row, body in ready])
     taken: list[Record] = []
     try:
         for (row, body), place in zip(ready, places, strict=True):
@@ -167,6 +171,7 @@ async def expire(service: Service) -> None:
     for forget in pieces:
         while await service.ledger.write(forget) == most:
             pass
+    await logs.forget_uploads(service)
 
 
 def _sent(tx: Connection, service: Service, rows: Sequence[Record], at: int) -> None:
@@ -175,6 +180,13 @@ def _sent(tx: Connection, service: Service, rows: Sequence[Record], at: int) -> 
             commands.finish(tx, row.message_id, state="done")
         wait = service.config.commands.retry_seconds * 2 ** min(row.tries, 5)
         commands.sent(tx, row.message_id, next_try_at=at + wait)
+
+
+def _place(tx: Connection, row: Record, body: bytes) -> commands.Place | None:
+    if row.kind == PROBE:
+        stored = parse_json(body, limit=BODY_MOST)["place"]
+        return commands.Place(stored["session"], stored["sequence"])
+    return commands.next_sequence(tx, row.device_id)
 
 
 async def _sealed(service: Service, row: Record, body: bytes, place: commands.Place, now: datetime) -> bytes:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from provisioning.db.columns import table_of
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
@@ -29,6 +29,8 @@ def put_upload(tx: Connection, *, sha256: str, device_id: str, content: bytes, n
     if _KNOWN.first(tx, {"sha256": sha256}) is None:
         _insert(tx, sha256, device_id, content, now)
         tx.execute(insert(upload).values(sha256=sha256, device_id=device_id, at=now))
+    else:  # perhaps an upload that was about to go
+        tx.execute(update(upload).where(upload.c.sha256 == sha256).values(at=now))
 
 
 def is_known(tx: Connection, sha256: str) -> bool:

@@ -81,7 +81,9 @@ class Desk:
         self.rotation = FakeRotation()
         self.following = None
         self.now = NOW
-        attester = SimpleNamespace(read_boot_log=lambda _: None, attest_platform=self.attest_platform)
+        attester = SimpleNamespace(
+            read_boot_log=lambda _: None, read_ima_log=lambda _: None, attest_platform=self.attest_platform
+        )
         device = SimpleNamespace(
             attester=attester,
             now=lambda: self.now,

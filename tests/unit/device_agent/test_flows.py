@@ -45,7 +45,9 @@ class Stage:
             host=SimpleNamespace(jitter=max, pause=self.pause),
             identity=IdentityStore(folder / "identity"),
             tpm=SimpleNamespace(open=lambda: contextlib.nullcontext(self)),
-            attester=SimpleNamespace(unique=b"", read_boot_log=lambda _: None, attest_key=self.attest_key),
+            attester=SimpleNamespace(
+                unique=b"", read_boot_log=lambda _: None, read_ima_log=lambda _: None, attest_key=self.attest_key
+            ),
             now=lambda: NOW,
             client=lambda *_: self,
         )
