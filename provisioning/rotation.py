@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
 
-from provisioning import attesting, challenges, outbox
+from provisioning import attesting, challenges, outbox, sessions
 from provisioning.attestation.evidence import verify_activation, verify_evidence, verify_platform
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
@@ -54,8 +54,6 @@ from wire.messages import (
 KIND = {PAYLOAD_TYPE[kind]: kind for kind in UP}
 FINAL_STATES = frozenset({"committed", "rolled_back", "failed", "refused", "superseded"})
 USABLE = ("issued", "superseded")
-SEQUENCE_MOST = 2**62
-"""The service counts on from what a device reports: there must be room above it in 64 bits."""
 
 
 async def receive(service: Service, device_id: str, envelope: bytes) -> None:
@@ -70,7 +68,7 @@ async def receive(service: Service, device_id: str, envelope: bytes) -> None:
     if message.device != device_id:
         raise MessageNotAuthentic(expected=device_id, actual=message.device)
     if isinstance(message, Hello):
-        await _hello(service, message, signer)
+        await sessions.greet(service, message, signer)
         return
     order = (device_id, message.session, message.sequence)
     if not await service.ledger.write(lambda tx: commands.accept_sequence(tx, *order)):
@@ -139,44 +137,6 @@ def _is_signed(certificate: bytes, signature: bytes, message: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
-
-
-async def _hello(service: Service, hello: Hello, signer: Record) -> None:
-    """A session begins, or goes on after a reconnect: what waits for this device is due now."""
-    at = int(service.clock().timestamp())
-    if not 0 <= hello.last_sequence <= SEQUENCE_MOST:
-        raise RequestMalformed(expected=f"a sequence from 0 to {SEQUENCE_MOST}", actual=hello.last_sequence)
-
-    def write(tx: Connection) -> None:
-        known = commands.session_of(tx, hello.device)
-        if known is not None and known.session == hello.session:
-            if hello.sequence <= known.up_sequence:
-                raise MessageOutOfOrder(expected=f"above {known.up_sequence}", actual=hello.sequence)
-            above = max(known.down_sequence, hello.last_sequence)
-        else:
-            if known is not None and hello.session_number <= known.session_number:
-                raise MessageOutOfOrder(expected=f"above session {known.session_number}", actual=hello.session_number)
-            above = hello.last_sequence
-        values = {
-            "session": hello.session,
-            "session_number": hello.session_number,
-            "up_sequence": hello.sequence,
-            "down_sequence": above,
-            "trust_version": hello.trust_version,
-            "certificate_serial": signer.serial,
-            "at": at,
-        }
-        commands.put_session(tx, hello.device, values)
-        devices.change(tx, hello.device, last_seen_at=at, trust_version=hello.trust_version)
-        if hello.trust_version < service.authorities.bundle_version:  # it was away when the others were told
-            outbox.put(tx, service, outbox.Order("refresh-trust", hello.device, "service"))
-        commands.hurry(tx, hello.device, at)
-        device = devices.by_id(tx, hello.device)
-        floor = 0 if device is None else device.release_counter
-        body = encode({"in_reply_to": hello.message_id, "release_floor": floor})
-        outbox.put(tx, service, outbox.Order("welcome", hello.device, "service", body))
-
-    await service.ledger.write(write)
 
 
 async def _rotation_evidence(service: Service, message: RotationEvidence) -> None:

@@ -179,6 +179,8 @@ class Welcome(Message):
 
     in_reply_to: Identifier
     release_floor: int
+    greet_again: bool = False
+    """Say hello once more, at once: the service wants to know whether this very session is alive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
