@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import pkcs11
 
+from hsm import watch
 from hsm.cryptoki import ForThreads, NullForm
 from hsm.errors import ModuleUnusable, TokenAmbiguous, TokenExists, TokenNotFound, TokenUnavailable
 
@@ -101,7 +102,8 @@ class Module:
             module = cls._loaded.get(key)
             if module is None:
                 module = cls(settings)
-                module.reload()
+                with watch.inside():
+                    module.reload()
                 cls._loaded[key] = module
             module.refuse_after_fork()
             if module.settings.identity != settings.identity:
@@ -119,7 +121,8 @@ class Module:
             if not self._labels:
                 del self._loaded[key]
                 if self.form.initialized:
-                    self.form.finalize()
+                    with watch.inside():
+                        self.form.finalize()
 
     @classmethod
     def _turn(cls, key: Path) -> threading.Lock:
@@ -156,7 +159,8 @@ class Module:
                 raise TokenUnavailable(f"{self.settings.path}: a call has not come back within {seconds} s")
         try:
             # `changed` is free meanwhile: who waits for a session must be able to give up at its deadline.
-            yield
+            with watch.inside():
+                yield
         finally:
             with self.changed:
                 self._alone = False

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pkcs11
 
+from hsm import watch
 from hsm.errors import HsmError, KeyNotFound, PinUnreadable, TokenRefused, TokenUnavailable, WrongPin
 from hsm.module import Module, ModuleSettings, TokenName, serial_of
 
@@ -173,6 +174,7 @@ class Sessions:
             raise TokenUnavailable(self._failure) from error
 
     def _work(self, seat: Seat, work: Callable[[Seat], T]) -> T:
+        watch.enter()
         try:
             return work(seat)
         except LOST:
@@ -182,6 +184,7 @@ class Sessions:
                 raise pkcs11.SessionHandleInvalid from error
             raise TokenRefused(f"token {self.label!r}: {type(error).__name__} {error}".rstrip()) from error
         finally:
+            watch.leave()
             self._give_back(seat)
 
     def _take(self) -> Seat:
@@ -278,7 +281,8 @@ class Sessions:
 
     def _fresh_pin(self) -> str:
         try:
-            pin = self._read_pin()
+            with watch.outside():
+                pin = self._read_pin()
         except OSError as error:
             raise PinUnreadable(f"the PIN of token {self.label!r} cannot be read: {error}") from error
         if not pin:

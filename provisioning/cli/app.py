@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hsm import watch
 from provisioning.cli import (
     attest,
     audit,
@@ -20,6 +21,7 @@ from provisioning.cli import (
     est,
     explain,
     factory,
+    findings,
     hsm,
     operators,
     ota,
@@ -30,10 +32,12 @@ from provisioning.cli import (
     simulate,
     trust,
 )
-from provisioning.cli.failures import described
+from provisioning.cli.failures import UNREACHABLE, described
 from provisioning.cli.output import clean
 
 INTERRUPTED = 130
+MODULE_SECONDS = 60.0
+"""So long a command waits for one call into a PKCS#11 module: to make a key may take a token many seconds."""
 
 app = typer.Typer(
     name="muster",
@@ -68,6 +72,7 @@ for module in _GROUPS:
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run one command; its exit status."""
+    watch.give_up_after(MODULE_SECONDS, _module_hangs)
     try:
         try:
             app(args=None if arguments is None else list(arguments), prog_name="muster")
@@ -86,3 +91,10 @@ def run(arguments: Sequence[str] | None) -> int:
             print(f"muster: {clean(line)}", file=sys.stderr)
         return status
     return 0
+
+
+def _module_hangs() -> None:
+    """A call into a module cannot be broken off, nor can Python end around it: say so, and be gone."""
+    line = f"muster: HSM: a PKCS#11 module has not answered for {MODULE_SECONDS:g} s; look after its token\n"
+    os.write(2, line.encode())
+    os._exit(UNREACHABLE)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from pkcs11 import Attribute, KeyType, ObjectClass
@@ -180,6 +182,29 @@ def test_the_doctor_says_what_a_second_token_lacks(directory, tmp_path):
         found = statuses(directory)
         assert [status for status, _ in found] == [OK, WARN]
         write_pin(remote.pin_file)
+    finally:
+        remote.close()
+
+
+IMPATIENT = "import sys; from provisioning.cli import app; app.MODULE_SECONDS = 0.5; sys.exit(app.run(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("command", [("hsm", "list"), ("hsm", "test"), ("doctor",)])
+def test_a_command_gives_up_on_a_module_that_hangs(directory, tmp_path, command):
+    remote = P11Kit(tmp_path / "remote")
+    try:
+        with remote.token(sessions=1) as token:
+            token.generate_key("issuing")
+        uri = "pkcs11:token=ca;object=issuing?module-name=remote"
+        settings = (
+            f"[hsm.keys]\nissuing = ['{uri}']\n[hsm.pins]\nca = 'file:{remote.pin_file}'\n{remote.toml('remote')}"
+        )
+        directory.config.write_text(directory.config.read_text() + settings)
+        with remote.hanging():
+            argv = [sys.executable, "-c", IMPATIENT, *command, "--data-dir", str(directory.root)]
+            ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert (ended.returncode, ended.stderr.count("\n")) == (3, 1), ended.stderr
+        assert "has not answered for 0.5 s" in ended.stderr
     finally:
         remote.close()
 

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from provisioning import est, explaining, inventory, revoking, tokens
+from provisioning import est, explaining, inventory, outbox, revoking, tokens
 from provisioning.db import devices, enrollments, profiles
 from provisioning.issuance.csr import verify_possession
 from provisioning.issuance.est import csr_attributes
@@ -227,6 +227,16 @@ async def test_a_certificate_that_was_revoked_meanwhile_is_not_handed_out_again(
     issued = certificate_in((await ask(client, "simpleenroll", csr, user=user))[2])
     await revoking.revoke_certificate(service, format(issued.serial_number, "x"), "key-compromise", by="test")
     assert refused(await ask(client, "simpleenroll", csr, user=user), StateConflict)
+
+
+async def test_tokens_are_forgotten_a_month_after_their_end(service, names):
+    serial = names()
+    await token_for(service, serial)
+    (known,) = await tokens.list_tokens(service, serial, 10)
+    for days, left in ((29, [known["id"]]), (31, [])):
+        later = service.clock() + timedelta(days=days, seconds=service.config.limits.est_token_seconds)
+        await outbox.expire(replace(service, clock=lambda at=later: at))
+        assert [one["id"] for one in await tokens.list_tokens(service, serial, 10)] == left
 
 
 async def test_of_two_keys_with_one_token_at_once_one_wins(client, service, names):
