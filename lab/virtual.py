@@ -1,10 +1,11 @@
 """A virtual device: a software TPM, a measured boot, two slots, an anchor, and the real agent.
 
-Its folder: `device.json` (name), `tpm/` (state), `slots/` (see `lab.slots`), `boot_log.bin`, `ek-*.pem`, `agent/` (the
-agent's data directory with `agent.toml` and `anchor.json`).
+Its folder: `device.json` (name), `tpm/` (state), `slots/` (see `lab.slots`), `boot_log.bin`, `ima_log.bin`,
+`ek-*.pem`, `agent/` (the agent's data directory with `agent.toml` and `anchor.json`).
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from lab import LabFailure
 from lab.firmware import boot_measured
+from lab.ima import measure_file, start_ima
 from lab.slots import Boot, choose_boot, create_slots
 from lab.swtpm import TpmClock, VirtualTpm, VirtualTpmFailure, fresh_tpm
 from ota.firmware import parse_image
@@ -123,8 +125,18 @@ class VirtualDevice:
         """The folder of the two slots."""
         return self.directory / "slots"
 
+    @property
+    def ima_log(self) -> Path:
+        """The kernel's list of what it measured since the boot."""
+        return self.directory / "ima_log.bin"
+
+    def run_file(self, path: str, content: bytes) -> None:
+        """Something on the device runs or reads this file: IMA measures it. Raises: VirtualTpmFailure."""
+        with self.tpm.esapi() as tpm:
+            measure_file(tpm, self.ima_log, path, hashlib.sha256(content).digest())
+
     def boot_firmware(self) -> Boot:
-        """Power on as far as the operating system: TPM reset, boot loader, measured boot, event log; no agent.
+        """Power on as far as the operating system: TPM reset, boot loader, measured boot, both logs; no agent.
 
         Raises: VirtualTpmFailure, BootFailure.
         """
@@ -135,6 +147,7 @@ class VirtualDevice:
         boot = choose_boot(self.slots)
         with self.tpm.esapi() as tpm:
             boot_measured(tpm, boot.image, self.directory / "boot_log.bin")
+            start_ima(tpm, self.ima_log)
         self.boot = boot
         return boot
 
@@ -207,6 +220,7 @@ def _agent_toml(settings: DeviceSettings, hardware: str, tcti: str) -> str:
         "hardware": hardware,
         "slots": "../slots",
         "boot_log": "../boot_log.bin",
+        "ima_log": "../ima_log.bin",
         "build_time": build_time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     if settings.openssl_conf is not None:
