@@ -1,6 +1,6 @@
 """Sets up what is missing, then runs one target. The Makefile's targets call this; it needs Python and apt, no more.
 
-Usage: setup.py setup|demo|test|check|bench|up|clean [arguments of the command that the target runs]
+Usage: setup.py setup|demo|test|check|bench|mutants|up|clean [arguments of the command that the target runs]
 
 What is set up: Debian packages (only missing ones, no service is started), the tpm2 OpenSSL provider, uv in .tools, and
 the locked Python packages in .venv. A second run compares a stamp and starts at once.
@@ -41,6 +41,7 @@ TARGETS: dict[str, list[list[str]]] = {
     "up": [["bin/muster", "simulate", "--up"]],
     "test": [["bin/python", "-m", "pytest", "-n", "2"]],
     "bench": [["bin/python", "-m", "benchmarks"]],
+    "mutants": [["bin/python", "tests/mutants.py"]],
     "check": [
         ["bin/ruff", "check"],
         ["bin/ruff", "format", "--check"],
