@@ -16,7 +16,7 @@ from provisioning.attestation.attestation_key import AttestationKey, verify_atte
 from provisioning.attestation.eventlog import EventLog, parse_event_log, verify_replay
 from provisioning.attestation.ima import IMA_PCR, CoveredIma, parse_ima_log, verify_ima
 from provisioning.attestation.policy import Policy
-from provisioning.attestation.quote import TpmState, VerifiedPcrs, verify_continuity, verify_firmware, verify_quote
+from provisioning.attestation.quote import TpmState, VerifiedPcrs, verify_continuity, verify_quote
 from provisioning.attestation.residency import ResidentKey, verify_residency
 from provisioning.issuance.csr import AcceptedCsr, verify_csr
 from provisioning.refusals import (
@@ -229,9 +229,7 @@ def _verify_state(
 ) -> tuple[Finding, ...]:
     # (16) its counters and clock went on from where they were
     verify_continuity(pcrs.tpm, previous)
-    # (17) its firmware is not known to be bad
-    verify_firmware(pcrs.tpm, policy.min_tpm_firmware)
-    # (13) and the policy names what it booted
+    # (13, 17) and the policy names its firmware, what it booted and what it runs
     return appraise(pcrs, log, ima, policy, release_values, device=device)
 
 

@@ -15,9 +15,12 @@ class FileDigest(NamedTuple):
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ImaKey:
-    """A key whose signatures of files count. `ids`: the key ids that a signature may name it by; they prove nothing."""
+    """A key whose signatures of files count. `ids`: the key ids that a signature may name it by; they prove nothing.
+
+    Compared by identity.
+    """
 
     key: PublicKey
     ids: frozenset[bytes]

@@ -4,7 +4,10 @@ import re
 
 from wire.codec import MalformedMessage
 
-__all__ = ["demand", "digest_of", "line_of"]
+__all__ = ["POLICY_MOST", "demand", "digest_of", "line_of"]
+
+POLICY_MOST = 1024 * 1024
+"""Characters of a policy, at most: some hundred roots and reference values, or ten thousand files."""
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*([^\]]+?)\s*\]")
 _KEY = re.compile(r"\s*(\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\s*=")
