@@ -221,6 +221,12 @@ class IdentityKeyDiffers(Refusal):
 # --- the attestation key (checks 5, 6, 7) -------------------------------------------------------------------------
 
 
+class IdevidOfAnotherTpm(Refusal):
+    code, problem, check = "MUSTER-ATT-024", Problem.ENDORSEMENT_REFUSED, 6
+    title = "The IDevID certificate is not of the TPM that the IAK certificate names"
+    cure = "Send both certificates as the device's maker wrote them for this TPM: one root, one hardware serial."
+
+
 class AkAttributesRefused(Refusal):
     code, problem, check = "MUSTER-ATT-020", Problem.ATTESTATION_REFUSED, 5
     title = "The AK is not a restricted signing key that was made in and never leaves its TPM"
@@ -537,6 +543,21 @@ class NamesDiffer(Refusal):
     code, problem = "MUSTER-EST-004", Problem.FORBIDDEN
     title = "The request names another subject than the presented certificate"
     cure = "Make the request with the subject and the subjectAltName of the certificate that is renewed."
+
+
+# --- health -------------------------------------------------------------------------------------------------------
+
+
+class PassRequired(Refusal):
+    code, problem = "MUSTER-HLT-001", Problem.ATTESTATION_REQUIRED
+    title = "The device is in quarantine, or silent: it has to pass its attestation first"
+    cure = "Boot what the policy accepts and enroll again: muster-agent does it by itself."
+
+
+class QuarantineStands(Refusal):
+    code, problem = "MUSTER-HLT-002", Problem.ATTESTATION_REFUSED
+    title = "The device stays in quarantine until somebody looked at what was found about it"
+    cure = "Find out which of the two is the device (muster findings list), then close the finding."
 
 
 # --- operators, devices over HTTPS and MQTT -----------------------------------------------------------------------

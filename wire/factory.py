@@ -9,13 +9,19 @@ from wire.messages import CSR_MOST, Certificate, Digest, Identifier, TpmStructur
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A device that a station vouches for, by one of: EK certificate (DER), EK (TPMT_PUBLIC), SHA-256 of its SPKI."""
+    """A device that a station vouches for, by exactly one of the things that its TPM may be known by.
+
+    An EK certificate (DER), the EK (TPMT_PUBLIC), the SHA-256 of its SubjectPublicKeyInfo, or the device maker's
+    certificate (DER) for an attestation key or a device identity.
+    """
 
     serial: Identifier
     model: Identifier
     ek_certificate: Certificate | None = None
     ek_public: TpmStructure | None = None
     ek_sha256: Digest | None = None
+    iak_certificate: Certificate | None = None
+    idevid_certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ BootLogRule = LogRule
 class EnrollmentRequest:
     """Step 1, device to service: which TPM this is and which AK it will quote with.
 
-    `serial`, if given, must be the record's. `ek_public` (TPMT_PUBLIC) is of a TPM that holds no certificate.
+    `serial`, if given, must be the record's. `ek_public` (TPMT_PUBLIC) is of a TPM that holds no certificate. An AK
+    with its maker's certificate (`iak_certificate`) comes without an EK, and with an IDevID where that is registered.
     """
 
     ak_public: TpmStructure
@@ -45,6 +46,11 @@ class EnrollmentRequest:
     ek_intermediates: Annotated[tuple[Certificate, ...], Cap(4)] = ()
     serial: Identifier | None = None
     profile: Annotated[str, Cap(32)] | None = None
+    state_of: Identifier | None = None
+    """The device id in the state that the agent found: another one's, where a state folder came to another TPM."""
+    iak_certificate: Certificate | None = None
+    iak_intermediates: Annotated[tuple[Certificate, ...], Cap(4)] = ()
+    idevid_certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,8 @@ class PcrSelection:
 class Challenge:
     """Step 1, the answer; also the body of a rotate and of an attest command.
 
-    `credential_blob` is a TPM2B_ID_OBJECT, `encrypted_secret` a TPM2B_ENCRYPTED_SECRET, both with their size fields.
+    `credential_blob` is a TPM2B_ID_OBJECT, `encrypted_secret` a TPM2B_ENCRYPTED_SECRET, both with their size fields;
+    both are empty for an AK with its maker's certificate.
     """
 
     enrollment_id: Identifier

@@ -18,21 +18,23 @@ from provisioning.attestation.chains import Authorities, NoChain, verify_chain
 from provisioning.attestation.crls import verify_not_revoked
 from provisioning.attestation.ek_store import EMPTY, EkStore
 from provisioning.attestation.endorsement import CLOCK_SKEW
-from provisioning.attestation.evidence import ActivatedChallenge, OpenChallenge
+from provisioning.attestation.evidence import ActivatedChallenge, OpenChallenge, verify_activation
 from provisioning.attestation.keys import spki, verify_allowed
 from provisioning.attestation.names import LENIENT_REFUSALS, name_text
 from provisioning.attestation.policy import Policy
 from provisioning.attestation.policy_roots import anchors
 from provisioning.attestation.quote import verify_quote
 from provisioning.refusals import (
+    ActivationProofWrong,
     CertificateMalformed,
     Finding,
     IdentityCertificateUnfit,
     IdentityChainRefused,
     IdentityKeyDiffers,
+    IdevidOfAnotherTpm,
 )
 from wire.binding import key_id
-from wire.messages import Attestation, Pcrs
+from wire.messages import Attestation, Evidence, Pcrs, PlatformEvidence
 
 VERIFIED_TPM_RESIDENCY = "2.23.133.11.1.1"
 """tcg-cap-verifiedTPMResidency: the CA saw that the key is in a TPM with a manufacturer's EK certificate."""
@@ -51,16 +53,31 @@ _OTHER_NAME = 0xA0
 
 
 @dataclass(frozen=True, slots=True)
+class _Profile:
+    """What a kind of certificate must say: policies (OID, name), and an extended key usage where it has any at all."""
+
+    policies: tuple[tuple[str, str], ...]
+    usage: str | None
+
+
+_RESIDENT = (VERIFIED_TPM_RESIDENCY, "tcg-cap-verifiedTPMResidency")
+_IAK = _Profile((_RESIDENT, (VERIFIED_TPM_RESTRICTED, "tcg-cap-verifiedTPMRestricted")), AIK_CERTIFICATE)
+_IDEVID = _Profile((_RESIDENT,), None)
+
+
+@dataclass(frozen=True, slots=True)
 class IdentifiedKey:
     """An AK that a device maker's certificate vouches for. Nothing yet proves that the caller holds it: its quote does.
 
-    `hardware_serial` names the TPM (hwSerialNum, as hex), `subject` the device as its maker calls it.
+    `hardware_serial` names the TPM (hwSerialNum, as hex), `subject` the device as its maker calls it, `root_id` the
+    root that vouches (its key id).
     """
 
     ak: AttestationKey
     certificate_id: str
     subject: str
     hardware_serial: str
+    root_id: str
     findings: tuple[Finding, ...]
 
 
@@ -85,26 +102,51 @@ def verify_identity(
     # (6) which are true, by the words of a certificate that is for a restricted key in a TPM 2.0
     parsed = parse_certificate(certificate)
     verify_allowed(parsed.public_key)
-    serial = _verify_profile(parsed, now)
+    serial = _verify_profile(parsed, now, _IAK)
     # (6) and for this one
     if spki(parsed.public_key) != spki(ak.key):
         raise IdentityKeyDiffers(expected=key_id(spki(ak.key)), actual=key_id(spki(parsed.public_key)))
     # (2) whose issuer the policy believes in this matter
-    sent = tuple(map(parse_certificate, intermediates))
-    known = Authorities(anchors(policy.identity_roots, store), sent, store)
-    try:
-        chain, root = verify_chain(parsed, known)
-    except NoChain as none:
-        wanted = f"a chain to one of {len(known.anchors)} identity roots of the policy"
-        raise IdentityChainRefused(expected=wanted, actual=none) from none
-    path = (parsed, *chain, root.certificate)
-    findings = verify_not_revoked(path, policy.crls, now)
-    findings += [
-        Finding("device maker's CA", "valid today", f"{name_text(ca.subject)} expired on {ca.not_after:%Y-%m-%d}")
-        for ca in path[1:]
-        if ca.not_after < now
-    ]
-    return IdentifiedKey(ak, key_id(spki(parsed.public_key)), name_text(parsed.subject), serial, tuple(findings))
+    root_id, findings = _verify_path(parsed, intermediates, policy, now, store)
+    subject = name_text(parsed.subject)
+    return IdentifiedKey(ak, key_id(spki(parsed.public_key)), subject, serial, root_id, findings)
+
+
+def verify_idevid(
+    certificate: bytes,
+    intermediates: tuple[bytes, ...],
+    iak: IdentifiedKey,
+    policy: Policy,
+    now: datetime,
+    store: EkStore = EMPTY,
+) -> tuple[Finding, ...]:
+    """Is this IDevID certificate of the TPM that holds the IAK? By the word of one root on one hardware serial.
+
+    Not proven: that anybody has the IDevID's key; the IAK speaks for the TPM. That the IDevID is registered is the
+    caller's to know.
+
+    Raises: CertificateMalformed, AlgorithmRefused, WeakKey, IdentityCertificateUnfit, IdentityChainRefused,
+    EkChainRefused, EkCertificateRevoked, IdevidOfAnotherTpm.
+    """
+    parsed = parse_certificate(certificate)
+    verify_allowed(parsed.public_key)
+    serial = _verify_profile(parsed, now, _IDEVID)
+    root_id, findings = _verify_path(parsed, intermediates, policy, now, store)
+    if (serial, root_id) != (iak.hardware_serial, iak.root_id):
+        expected = f"hardware serial {iak.hardware_serial}, root {iak.root_id}"
+        actual = f"hardware serial {serial}, root {root_id}"
+        raise IdevidOfAnotherTpm(expected=expected, actual=actual)
+    return findings
+
+
+def verify_answer(evidence: Evidence | PlatformEvidence, csr: bytes, challenge: OpenChallenge) -> ActivatedChallenge:
+    """(7) Is this answer the challenged device's own? By the opened credential, or by the quote of a certified AK.
+
+    Raises: ActivationProofWrong; what `verify_own_quote` raises.
+    """
+    if challenge.proof == "quote":
+        return verify_own_quote(evidence.quote, evidence.pcrs, csr, challenge)
+    return verify_activation(evidence.activation_proof, csr, challenge)
 
 
 def verify_own_quote(quote: Attestation, reported: Pcrs, csr: bytes, challenge: OpenChallenge) -> ActivatedChallenge:
@@ -113,15 +155,38 @@ def verify_own_quote(quote: Attestation, reported: Pcrs, csr: bytes, challenge: 
     A TPM quotes with a restricted key over the challenge's nonce: whatever else is wrong then is that device's own
     doing. For challenges whose AK came out of `verify_identity` only: for any other AK this proves nothing about a TPM.
 
-    Raises: a Refusal of the checks 1, 5 or 9 to 12.
+    Raises: ActivationProofWrong (it asks for a credential); a Refusal of the checks 1, 5 or 9 to 12.
     """
+    if challenge.proof != "quote":
+        raise ActivationProofWrong
     ak = verify_attestation_key(challenge.ak_public)
     answered = ActivatedChallenge(challenge, ak, csr)
     verify_quote(quote, reported, challenge.pcr_selection, ak, answered.bound("quote"))
     return answered
 
 
-def _verify_profile(certificate: Certificate, now: datetime) -> str:
+def _verify_path(
+    certificate: Certificate, intermediates: tuple[bytes, ...], policy: Policy, now: datetime, store: EkStore
+) -> tuple[str, tuple[Finding, ...]]:
+    """(2) The key id of the root that vouches, and what an operator should know of the path."""
+    sent = tuple(map(parse_certificate, intermediates))
+    known = Authorities(anchors(policy.identity_roots, store), sent, store)
+    try:
+        chain, root = verify_chain(certificate, known)
+    except NoChain as none:
+        wanted = f"a chain to one of {len(known.anchors)} identity roots of the policy"
+        raise IdentityChainRefused(expected=wanted, actual=none) from none
+    path = (certificate, *chain, root.certificate)
+    findings = verify_not_revoked(path, policy.crls, now)
+    findings += [
+        Finding("device maker's CA", "valid today", f"{name_text(ca.subject)} expired on {ca.not_after:%Y-%m-%d}")
+        for ca in path[1:]
+        if ca.not_after < now
+    ]
+    return key_id(spki(root.certificate.public_key)), tuple(findings)
+
+
+def _verify_profile(certificate: Certificate, now: datetime, profile: _Profile) -> str:
     """(6) Key usage, policies, hardware module name, dates (the specification's 8.1 and 8.2). Every mismatch."""
     findings = []
     if certificate.is_ca:
@@ -130,14 +195,11 @@ def _verify_profile(certificate: Certificate, now: datetime) -> str:
         findings.append(
             Finding("key usage", "digitalSignature", ", ".join(sorted(certificate.key_usage or ())) or "none")
         )
-    if certificate.extended_key_usage and AIK_CERTIFICATE not in certificate.extended_key_usage:
-        actual = ", ".join(sorted(certificate.extended_key_usage))
-        findings.append(Finding("extended key usage", f"{AIK_CERTIFICATE}, or none at all", actual))
+    usages = certificate.extended_key_usage
+    if profile.usage is not None and usages and profile.usage not in usages:
+        findings.append(Finding("extended key usage", f"{profile.usage}, or none at all", ", ".join(sorted(usages))))
     policies = _policies(certificate)
-    for oid, name in (
-        (VERIFIED_TPM_RESIDENCY, "tcg-cap-verifiedTPMResidency"),
-        (VERIFIED_TPM_RESTRICTED, "tcg-cap-verifiedTPMRestricted"),
-    ):
+    for oid, name in profile.policies:
         if oid not in policies:
             findings.append(Finding("certificate policies", f"{name} ({oid})", ", ".join(sorted(policies)) or "none"))
     modules = _hardware_modules(certificate)

@@ -232,7 +232,7 @@ def answered(evidence, stored):
 def test_evidence_of_an_identified_key_is_judged_by_the_same_line(device):
     """The quote stands for the activation; certify, CSR, PCRs and binding are what they are for any AK."""
     evidence, stored = evidence_tests.honest(device)
-    evidence, stored = replace(evidence, activation_proof=b""), replace(stored, secret=b"")
+    evidence, stored = replace(evidence, activation_proof=b""), replace(stored, proof="quote")
     known = identified(iak(device.ak.private), ak=device.ak.public)
     assert known.ak.public == stored.ak_public
     verified = verify_evidence(evidence, None, answered(evidence, stored), evidence_tests.POLICY, None, {})
@@ -241,6 +241,7 @@ def test_evidence_of_an_identified_key_is_judged_by_the_same_line(device):
 
 def test_a_quote_for_another_challenge_or_by_another_key_proves_nothing(device):
     evidence, stored = evidence_tests.honest(device)
+    stored = replace(stored, proof="quote")
     for other in ({"nonce": b"m" * 32}, {"enrollment_id": "enrollment-2"}, {"audience": "another.test"}):
         with pytest.raises(AnswersAnotherChallenge):
             answered(evidence, replace(stored, **other))
