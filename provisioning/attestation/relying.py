@@ -159,7 +159,8 @@ def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
     """Header, claims, what is signed, the signature: compact serialization (RFC 7515 section 7.1), nothing else."""
     pieces = token.split(".") if len(token) <= RESULT_MOST and token.isascii() else []
     if len(pieces) != 3:  # noqa: PLR2004  header, claims, signature
-        raise ResultMalformed(expected=f"three parts with dots between them, at most {RESULT_MOST} characters")
+        form = f"three parts with dots between them, at most {RESULT_MOST} characters"
+        raise ResultMalformed(expected=form, actual=f"{len(token)} characters")
     try:
         raw_header, raw_claims, signature = (unb64url(piece) for piece in pieces)
         header, claims = (parse_json(raw, limit=RESULT_MOST) for raw in (raw_header, raw_claims))
