@@ -1,15 +1,21 @@
 """The tables of the CA: authorities, certificates, revocations, signatures, profiles, EST. As in `tables`."""
 
 from sqlalchemy import BigInteger, Column, Index, LargeBinary, UniqueConstraint
+from sqlalchemy import text as sql
 from sqlmodel import Field, SQLModel
 
 from provisioning.db.columns import blob, moment, text
+
+_QUARANTINE = sql("profile = 'quarantine'")
 
 
 class Certificate(SQLModel, table=True):
     """Every certificate, from before it was signed. The certificate is `assemble(tbs, signature)`."""
 
-    __table_args__ = (Index("certificate_state", "state"),)
+    __table_args__ = (
+        Index("certificate_state", "state"),
+        Index("certificate_quarantine", "device_id", sqlite_where=_QUARANTINE, postgresql_where=_QUARANTINE),
+    )
     serial: str = Field(primary_key=True)
     issuer: str = "issuing"
     """The authority that signs it, by its name."""
@@ -34,6 +40,8 @@ class Certificate(SQLModel, table=True):
     """When a superseded certificate is revoked: the end of its grace period."""
     revoked_at: int | None = moment()
     reason: str | None = None
+    held_by: str | None = None
+    """`health`: it is on hold because its device is in quarantine, and a pass releases it; None: whoever held it."""
 
 
 class Crl(SQLModel, table=True):

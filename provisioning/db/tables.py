@@ -16,7 +16,7 @@ _ACTIVE = sql("state = 'active'")
 class Device(SQLModel, table=True):
     """One registered device, and what its TPM last proved."""
 
-    __table_args__ = (Index("device_of_model", "model", "id"),)
+    __table_args__ = (Index("device_of_model", "model", "id"), Index("device_due", "next_attest_at"))
     id: str = Field(primary_key=True)
     serial: str = Field(unique=True)
     model: str
@@ -47,6 +47,11 @@ class Device(SQLModel, table=True):
     station: str = Field(index=True)
     state: str = "registered"
     health: str = "unknown"
+    """See `provisioning/health.py`."""
+    health_at: int | None = moment()
+    """When it last became another, but for the way from unknown to healthy by a pass (`last_attested_at`)."""
+    health_event: str | None = None
+    health_why: str | None = None
     registered_at: int = moment(nullable=False)
     ek_intermediates: str = "[]"
     """The intermediates that came with the EK certificate when it last passed: a list of base64url DER."""
@@ -60,6 +65,8 @@ class Device(SQLModel, table=True):
     clock_safe: bool | None = None
     firmware_version: str | None = None
     last_attested_at: int | None = moment()
+    next_attest_at: int | None = moment()
+    """When it is asked to attest again; None: never."""
     last_seen_at: int | None = moment()
     release_target: str | None = None
     """What it committed last, by its name in the image repository."""
@@ -132,6 +139,8 @@ class Enrollment(SQLModel, table=True):
     evidence_sha256: bytes | None = blob()
     answer: bytes | None = blob()
     refusal_id: str | None = None
+    claims: str | None = text()
+    """What the request said of itself that the record does not say: a JSON object. Nothing, until it is proven."""
 
 
 class Attestation(SQLModel, table=True):

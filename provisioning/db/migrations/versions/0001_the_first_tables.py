@@ -88,10 +88,18 @@ def upgrade() -> None:
         sa.Column("revoke_at", sa.BigInteger(), nullable=True),
         sa.Column("revoked_at", sa.BigInteger(), nullable=True),
         sa.Column("reason", sa.String(), nullable=True),
+        sa.Column("held_by", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("serial"),
         sa.UniqueConstraint("enrollment_id"),
     )
     with op.batch_alter_table("certificate", schema=None) as batch_op:
+        batch_op.create_index(
+            "certificate_quarantine",
+            ["device_id"],
+            unique=False,
+            sqlite_where=sa.text("profile = 'quarantine'"),
+            postgresql_where=sa.text("profile = 'quarantine'"),
+        )
         batch_op.create_index("certificate_state", ["state"], unique=False)
         batch_op.create_index(batch_op.f("ix_certificate_device_id"), ["device_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_certificate_key_id"), ["key_id"], unique=False)
@@ -155,6 +163,9 @@ def upgrade() -> None:
         sa.Column("station", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("health", sa.String(), nullable=False),
+        sa.Column("health_at", sa.BigInteger(), nullable=True),
+        sa.Column("health_event", sa.String(), nullable=True),
+        sa.Column("health_why", sa.String(), nullable=True),
         sa.Column("registered_at", sa.BigInteger(), nullable=False),
         sa.Column("ek_intermediates", sa.String(), nullable=False),
         sa.Column("ak_name", sa.LargeBinary(), nullable=True),
@@ -166,6 +177,7 @@ def upgrade() -> None:
         sa.Column("clock_safe", sa.Boolean(), nullable=True),
         sa.Column("firmware_version", sa.String(), nullable=True),
         sa.Column("last_attested_at", sa.BigInteger(), nullable=True),
+        sa.Column("next_attest_at", sa.BigInteger(), nullable=True),
         sa.Column("last_seen_at", sa.BigInteger(), nullable=True),
         sa.Column("release_target", sa.String(), nullable=True),
         sa.Column("release_version", sa.String(), nullable=True),
@@ -179,6 +191,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("serial"),
     )
     with op.batch_alter_table("device", schema=None) as batch_op:
+        batch_op.create_index("device_due", ["next_attest_at"], unique=False)
         batch_op.create_index("device_of_model", ["model", "id"], unique=False)
         batch_op.create_index(batch_op.f("ix_device_ak_name"), ["ak_name"], unique=False)
         batch_op.create_index(batch_op.f("ix_device_station"), ["station"], unique=False)
@@ -232,6 +245,7 @@ def upgrade() -> None:
         sa.Column("evidence_sha256", sa.LargeBinary(), nullable=True),
         sa.Column("answer", sa.LargeBinary(), nullable=True),
         sa.Column("refusal_id", sa.String(), nullable=True),
+        sa.Column("claims", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("enrollment", schema=None) as batch_op:
@@ -572,6 +586,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_device_station"))
         batch_op.drop_index(batch_op.f("ix_device_ak_name"))
         batch_op.drop_index("device_of_model")
+        batch_op.drop_index("device_due")
 
     op.drop_table("device")
     op.drop_table("crl")
@@ -586,6 +601,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_certificate_key_id"))
         batch_op.drop_index(batch_op.f("ix_certificate_device_id"))
         batch_op.drop_index("certificate_state")
+        batch_op.drop_index(
+            "certificate_quarantine",
+            sqlite_where=sa.text("profile = 'quarantine'"),
+            postgresql_where=sa.text("profile = 'quarantine'"),
+        )
 
     op.drop_table("certificate")
     op.drop_table("bundle")
