@@ -17,6 +17,8 @@ from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
 
 HOLD = "certificate-hold"
 """The one reason that can be taken back."""
+HEALTH = "health"
+"""`Certificate.held_by`: quarantine put it on hold, and a pass releases it."""
 RESPONDER = "ocsp-responder"
 """The profile of the certificates of OCSP responders."""
 ORDER, GRACE, ADOPTED = "order", "grace", "adopted"
@@ -56,34 +58,45 @@ _STANDING = PreparedSelect(
 _REVOKE = Prepared(
     update(certificate)
     .where(certificate.c.serial == bindparam("one"))
-    .values(state="revoked", revoked_at=bindparam("at"), reason=bindparam("why"))
+    .values(state="revoked", revoked_at=bindparam("at"), reason=bindparam("why"), held_by=bindparam("who"))
 )
 
 
-def revoke(tx: Connection, serial: str, *, at: int, reason: str, kind: str = ORDER) -> bool:
+def revoke(tx: Connection, serial: str, *, at: int, reason: str, kind: str = ORDER, held_by: str | None = None) -> bool:
     """Revoke one certificate. False where it is revoked already; what is on hold can still be revoked for good.
 
-    Such a one keeps the date of its hold: it was good at no moment since.
+    Such a one keeps the date of its hold: it was good at no moment since. What quarantine holds (`held_by`) an operator
+    can hold as well: then it is the operator's, and only an operator's release ends it.
     """
     row = tx.execute(select(certificate).where(certificate.c.serial == serial)).first()
     if row is None:
         return False
     held = row.state == "revoked" and row.reason == HOLD
+    if held and reason == HOLD and row.held_by is not None and held_by is None:
+        hand_over(tx, serial, None)
+        return True
     if row.state == "revoked" and (not held or reason == HOLD):
         return False
-    _REVOKE(tx, {"one": serial, "at": row.revoked_at if held else at, "why": reason})
+    _REVOKE(tx, {"one": serial, "at": row.revoked_at if held else at, "why": reason, "who": held_by})
     _note(tx, row, at, reason, kind)
     return True
 
 
-def release(tx: Connection, serial: str, *, at: int) -> bool:
-    """End a hold: the certificate is again what it was. False where it is not on hold."""
+def hand_over(tx: Connection, serial: str, to: str | None) -> bool:
+    """Whose hold it is from now on. False where it is not on hold."""
+    mine = (certificate.c.serial == serial, certificate.c.state == "revoked", certificate.c.reason == HOLD)
+    return tx.execute(update(certificate).where(*mine).values(held_by=to)).rowcount == 1
+
+
+def release(tx: Connection, serial: str, *, at: int, held_by: str | None = None) -> bool:
+    """End a hold: the certificate is again what it was. False where it is not on hold, or by somebody else's."""
     before = case(
         (certificate.c.signature.is_(None), "reserved"), (certificate.c.revoke_at.is_not(None), "superseded"),
         else_="issued",
     )  # fmt: skip
-    mine = (certificate.c.serial == serial, certificate.c.state == "revoked", certificate.c.reason == HOLD)
-    good = {"state": before, "revoked_at": None, "reason": None}
+    whose = certificate.c.held_by.is_(None) if held_by is None else certificate.c.held_by == held_by
+    mine = (certificate.c.serial == serial, certificate.c.state == "revoked", certificate.c.reason == HOLD, whose)
+    good = {"state": before, "revoked_at": None, "reason": None, "held_by": None}
     if tx.execute(update(certificate).where(*mine).values(good)).rowcount != 1:
         return False
     _note(tx, tx.execute(select(certificate).where(certificate.c.serial == serial)).one(), at, None)
