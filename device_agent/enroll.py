@@ -185,6 +185,7 @@ def _begin(
 ) -> tuple[Endorsement, Challenge]:
     """Step 1 with the first EK that the service knows: a factory registers one of them, not always the same."""
     refusal: ServiceRefused | None = None
+    found = device.identity.current()
     for ek in endorsements:
         request = EnrollmentRequest(
             ak_public=ak_public,
@@ -193,6 +194,7 @@ def _begin(
             ek_public=ek.public,
             ek_intermediates=ek.intermediates,
             serial=device.config.serial,
+            state_of=None if found is None else found.details.device_id,
         )
         try:
             return ek, with_service.post("/v1/enrollments", to_body(request), Challenge)

@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from provisioning import observing
+from provisioning import health, observing
 from provisioning.attestation.evidence import ActivatedChallenge
 from provisioning.attestation.quote import VerifiedPcrs
 from provisioning.challenges import Answered
 from provisioning.db import devices, enrollments, leaves
 from provisioning.db.devices import Record
+from provisioning.findings import notice_ak_twice, suspect
 from provisioning.journal import identifier, leaf
 from provisioning.logs import Logs, keep_log
-from provisioning.refusals import ApprovalRequired, DeviceRevoked, Finding, Refusal
+from provisioning.refusals import ApprovalRequired, AttestationKeyTaken, DeviceRevoked, Finding, QuarantineStands, Refusal
 from provisioning.service import Service
 from wire.codec import encode
 from wire.messages import Evidence, PlatformEvidence
@@ -50,14 +51,20 @@ async def judge(
     return await asyncio.to_thread(verify, *given, ima_log=logs.ima, device=names)
 
 
-def verify_same_identity(device: Record | None, answered: Answered, at: int) -> None:
+def verify_same_identity(device: Record | None, answered: Answered, at: int) -> Record:
     """Check 18: the EK keeps its AK, or an operator approved another one. Raises: DeviceRevoked, ApprovalRequired."""
     if device is None or device.state in FINAL:
         raise DeviceRevoked(expected="a device in service", actual="none" if device is None else device.state)
-    if device.ak_name in (None, answered.ak_name):
-        return
-    if device.approved_until is None or at > device.approved_until:
+    approved = device.approved_until is not None and at <= device.approved_until
+    if device.ak_name not in (None, answered.ak_name) and not approved:
         raise ApprovalRequired(expected=f"the AK {device.ak_name.hex()}", actual=f"the AK {answered.ak_name.hex()}")
+    return device
+
+
+def verify_ak_is_free(tx: Connection, answered: Answered) -> None:
+    """Check 18: one TPM is one device, also by another of its EKs. Raises: AttestationKeyTaken."""
+    if taken := devices.others_with_ak(tx, answered.ak_name, answered.device.id):
+        raise AttestationKeyTaken(expected="an AK of no other device", actual=f"the AK of {', '.join(taken)}")
 
 
 def stored_form(evidence: Evidence | PlatformEvidence, received: bytes) -> bytes:
@@ -112,8 +119,14 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
         "clock_safe": tpm.safe,
         "firmware_version": format(tpm.firmware_version, "x"),
     }
-    if not devices.attested(tx, answered.device.id, at, **shown):
-        verify_same_identity(devices.by_id(tx, answered.device.id), answered, at)
+    due = health.due_at(answered.policy, at, answered.challenge.nonce)
+    if not devices.attested(tx, device_id, at, due=due, **shown):
+        device = verify_same_identity(devices.by_id(tx, device_id), answered, at)
+        settled = health.change(tx, service, device, "passed", at, why=answered.challenge.flow)
+        if settled != health.Health.HEALTHY and answered.challenge.flow != "attest":
+            raise QuarantineStands(expected="no open finding about a clone", actual=f"health {settled}")
+        devices.attested(tx, device_id, at, due=due, settled=settled, **shown)
+    notice_ak_twice(tx, service, device_id, answered.ak_name)
     observing.note_passed(tx, answered.device, outcome.pcrs, outcome.findings)
     leaves.add(tx, outcome.entry)
 
@@ -163,9 +176,18 @@ async def record_refusal(service: Service, refusal: Refusal, of: Refused) -> Non
         if of.enrollment_id is not None:
             enrollments.refuse(tx, of.enrollment_id, refusal_id=refusal_id, evidence_sha256=of.evidence_sha256)
         if of.own and of.device_id is not None:
-            devices.change(tx, of.device_id, health="failing")
+            _lower(tx, service, refusal, of, int(now.timestamp()))
+            ak_name = None if of.answered is None else of.answered.ak_name
+            suspect(tx, service, refusal, of.flow, of.device_id, ak_name)
 
     await service.ledger.write(write)
+
+
+def _lower(tx: Connection, service: Service, refusal: Refusal, of: Refused, at: int) -> None:
+    device = None if of.device_id is None else devices.by_id(tx, of.device_id)
+    if device is not None:
+        event = health.event_of(refusal, None if of.answered is None else of.answered.policy)
+        health.change(tx, service, device, event, at, why=f"{refusal.code} {refusal.title}")
 
 
 def findings_json(findings: tuple[Finding, ...]) -> str:

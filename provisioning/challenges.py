@@ -51,6 +51,8 @@ class Answered:
     release_values: Mapping[int, frozenset[bytes]]
     answer: bytes | None
     """The stored answer, where this very evidence was accepted before."""
+    claims: Mapping[str, str]
+    """What the request said of itself that the record does not: of use once the activation proof was right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,8 @@ def challenge_row(
         "id": identifier(drawn[:ID_BYTES]),
         "flow": flow,
         "device_id": device.id,
-        "ek_id": device.ek_id,
-        "proof": "credential",
+        "ek_id": device.ek_id or device.identity_id,
+        "proof": "credential" if device.identity_id is None else "quote",
         "ak_public": ak.public,
         "ak_name": ak.name,
         "nonce": drawn[ID_BYTES:-SECRET_BYTES],
@@ -110,9 +112,12 @@ def challenge_row(
     }
 
 
-def challenge_message(service: Service, row: dict[str, Any], ek: TrustedEk) -> Challenge:
-    """The challenge as the device gets it. Only the TPM with this EK and this AK opens the credential (check 6)."""
-    blob, secret = make_credential(ek, row["ak_name"], row["secret"])
+def challenge_message(service: Service, row: dict[str, Any], ek: TrustedEk | None) -> Challenge:
+    """The challenge as the device gets it. Only the TPM with this EK and this AK opens the credential (check 6).
+
+    Without an EK there is none: the row says that the quote is the proof, and nobody learns its secret.
+    """
+    blob, secret = (b"", b"") if ek is None else make_credential(ek, row["ak_name"], row["secret"])
     return Challenge(
         enrollment_id=row["id"],
         audience=service.config.service_name,
@@ -169,6 +174,7 @@ def look(
         previous=None if approved or row.ak_name != device.ak_name else tpm_state_of(device),
         release_values=release_values(devices.releases_of(tx, device.id), rules) if rules.release_pcrs else {},
         answer=row.answer,
+        claims={} if row.claims is None else json.loads(row.claims),
     )
 
 

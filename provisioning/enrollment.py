@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 
 from provisioning import attesting, challenges
 from provisioning.attestation.appraisal import select_pcrs
-from provisioning.attestation.endorsement import RegisteredEk, ek_id_of, ek_id_of_public, verify_endorsement
 from provisioning.attestation.evidence import (
     VerifiedEvidence,
     verify_activation,
@@ -20,9 +19,11 @@ from provisioning.attesting import Refused
 from provisioning.challenges import Answered
 from provisioning.db import commands, devices, enrollments
 from provisioning.db.devices import Record
+from provisioning.findings import Noticed, notice
 from provisioning.issuing import IssuedCertificate, certificate_of, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
 from provisioning.logs import Logs, logs_of
+from provisioning.monitoring import Kind
 from provisioning.refusals import (
     ChallengeTaken,
     ChallengeUnknown,
@@ -52,35 +53,29 @@ ISSUED = b"issued"
 
 
 async def begin_enrollment(service: Service, request: EnrollmentRequest, *, source: str) -> Challenge:
-    """Step 1. Order: caps (the decoder), registered EK, policy, chain, AK, MakeCredential. Raises: Refusal."""
+    """Step 1. Order: caps (the decoder), registered TPM, policy, chain, AK, MakeCredential. Raises: Refusal."""
     known: Record | None = None
     try:
-        ek_id = _ek_id(request)
-        found = await service.store.read(lambda tx: _look_up(tx, service, request, ek_id))
+        named = endorsing.named_by(request)
+        found = await service.store.read(lambda tx: _look_up(tx, service, request, named))
         device, policy, passed_today = found
         known = device
         if passed_today >= policy.rules.enrollments_per_day:
             raise EnrollmentQuotaSpent(
                 expected=f"at most {policy.rules.enrollments_per_day} a day", actual=passed_today
             )
-        registered = RegisteredEk(device.ek_id, device.ek_trust, device.ek_certificate)
-        ek = verify_endorsement(request, policy.rules, service.clock(), registered, service.ek_roots.store)
-        ak = verify_attestation_key(request.ak_public)
+        endorsed = endorsing.endorse(service, device, request, policy.rules, service.clock())
         selection = select_pcrs(policy.rules, request.pcr_banks)
-        row = challenges.challenge_row(service, "enroll", device, ak, selection, policy)
-        intermediates = json.dumps([b64url(der) for der in request.ek_intermediates])
-        challenge = challenges.challenge_message(service, row, ek)
+        row = challenges.challenge_row(service, "enroll", device, endorsed.ak, selection, policy)
+        claims = _claims(request, device)
+        row["claims"] = json.dumps(claims) if claims else None
+        challenge = challenges.challenge_message(service, row, endorsed.ek)
     except Refusal as refusal:
         where = Refused("enroll", source, known.id if known else None, request.serial)
         await attesting.record_refusal(service, refusal, where)
         raise
 
-    # A rotation is judged by what passed here: the factory may have read another certificate of the same EK.
-    passed = {
-        "ek_certificate": request.ek_certificate or device.ek_certificate,
-        "ek_public": request.ek_public or device.ek_public,
-        "ek_intermediates": intermediates,
-    }
+    passed = endorsing.shown_by(request, device)
 
     def write(tx: Connection) -> None:
         enrollments.add(tx, row)
@@ -117,8 +112,9 @@ async def complete_enrollment(
         return await _same_answer(service, found)
     where = Refused("enroll", source, found.device.id, found.device.serial, enrollment_id, evidence_sha256=digest)
     try:
-        activated = verify_activation(evidence.activation_proof, evidence.csr, found.challenge)
+        activated = verify_answer(evidence, evidence.csr, found.challenge)
         where = replace(where, own=True, answered=found, evidence=evidence)
+        found = await _judge_claims(service, found)
         logs = await logs_of(service, evidence)
         verified = await attesting.judge(verify_evidence, evidence, logs, activated, found)
         return await _issue(service, found, verified, attesting.stored_form(evidence, received), logs)
@@ -132,24 +128,16 @@ async def complete_enrollment(
         raise
 
 
-def _ek_id(request: EnrollmentRequest) -> str:
-    if (request.ek_certificate is None) == (request.ek_public is None):
-        raise RequestMalformed(expected="either ek_certificate or ek_public", actual="both or neither")
-    if request.ek_certificate is not None:
-        return ek_id_of(request.ek_certificate)
-    return ek_id_of_public(request.ek_public or b"")
-
-
 def _look_up(
-    tx: Connection, service: Service, request: EnrollmentRequest, ek_id: str
+    tx: Connection, service: Service, request: EnrollmentRequest, named: Named
 ) -> tuple[Record, challenges.InForce, int]:
     """Checks 18 (first part) and 20: which record this TPM is, and its policy. A claimed serial is the record's."""
-    device = devices.by_ek(tx, ek_id)
+    device = endorsing.device_of(tx, named)
     if device is None:
-        if request.serial is not None and (named := devices.by_serial(tx, request.serial)):
-            raise SerialHasAnotherTpm(expected=f"the TPM {named.ek_id}", actual=f"the TPM {ek_id}")
-        raise EkNotRegistered(expected="the EK of a registered device", actual=f"the EK {ek_id}")
-    if request.serial not in (None, device.serial):
+        if request.serial is not None and (known := devices.by_serial(tx, request.serial)):
+            raise SerialHasAnotherTpm(expected=f"the TPM {known.ek_id or known.identity_id}", actual=named)
+        raise EkNotRegistered(expected="the TPM of a registered device", actual=named)
+    if request.serial not in (None, device.serial) and devices.by_serial(tx, request.serial) is None:
         raise SerialHasAnotherTpm(expected=f"this TPM is registered as {device.serial}", actual=request.serial)
     if device.state in attesting.FINAL:
         raise DeviceRevoked(expected="a device in service", actual=device.state)
@@ -159,6 +147,31 @@ def _look_up(
     since = int((service.clock() - DAY).timestamp())
     passed = 0 if device.state == "registered" else enrollments.passed_since(tx, device.id, since)
     return device, policy, passed
+
+
+def _claims(request: EnrollmentRequest, device: Record) -> dict[str, str]:
+    """What the request says that the record does not. Whoever knows the EK can say it: it waits for the proof."""
+    said = {"serial": (request.serial, device.serial), "state_of": (request.state_of, device.id)}
+    return {name: claimed for name, (claimed, ours) in said.items() if claimed not in (None, ours)}
+
+
+async def _judge_claims(service: Service, found: Answered) -> Answered:
+    """This TPM has proven itself, so what it said of itself counts now. Raises: SerialHasAnotherTpm."""
+    device = found.device
+    if (serial := found.claims.get("serial")) is not None:
+        raise SerialHasAnotherTpm(expected=f"this TPM is registered as {device.serial}", actual=serial)
+    state_of = found.claims.get("state_of")
+    if state_of is None:
+        return found
+
+    def write(tx: Connection) -> Record | None:
+        if devices.by_id(tx, state_of) is not None:
+            detail = {"how": "the agent found another device's state", "state_of": state_of}
+            notice(tx, service, Noticed(device.id, Kind.CLONED_STATE, detail, key=state_of))
+        return devices.by_id(tx, device.id)
+
+    changed = await service.ledger.write(write)  # the policy may have ended it for that
+    return found if changed is None else replace(found, device=changed)
 
 
 async def _issue(
@@ -179,6 +192,8 @@ async def _issue(
 
     def claim(tx: Connection, _again: bool) -> None:  # noqa: FBT001  the shape of a claim
         challenges.use_up(tx, answered, int(now.timestamp()))
+        if device.ak_name != answered.ak_name:
+            attesting.verify_ak_is_free(tx, answered)
 
     certificate = await issue(service, order, recorded, claim)
     return _answer(service, device.id, certificate)

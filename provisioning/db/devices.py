@@ -20,6 +20,7 @@ _ATTESTED = Prepared(
     .where(
         device.c.id == bindparam("device"),
         or_(device.c.state == "registered", device.c.state == "active"),
+        or_(device.c.health == "healthy", device.c.health == "unknown", device.c.health == bindparam("settled")),
         or_(
             device.c.ak_name.is_(None),
             device.c.ak_name == bindparam("new_ak_name"),
@@ -28,20 +29,22 @@ _ATTESTED = Prepared(
     )
     .values(
         state="active",
-        health="healthy",
+        health=bindparam("settled"),
         last_attested_at=bindparam("at"),
+        next_attest_at=bindparam("next"),
         approved_until=None,
         **{name: bindparam(f"new_{name}") for name in _SHOWN},
     )
 )
 _BY_ID = PreparedSelect(select(device).where(device.c.id == bindparam("id")))
 _BY_EK = PreparedSelect(select(device).where(device.c.ek_id == bindparam("ek_id")))
+_BY_IDENTITY = PreparedSelect(select(device).where(device.c.identity_id == bindparam("identity_id")))
 _BY_SERIAL = PreparedSelect(select(device).where(device.c.serial == bindparam("serial")))
 _WITH_AK = PreparedSelect(
     select(device.c.id).where(
         device.c.ak_name == bindparam("ak"),
         device.c.id != bindparam("but"),
-        or_(device.c.state.in_(("registered", "active")), device.c.held_from.is_not(None)),
+        or_(device.c.state == "registered", device.c.state == "active", device.c.held_from.is_not(None)),
     )
 )
 _ASSIGNED = (
@@ -64,6 +67,11 @@ def by_id(tx: Connection, device_id: str) -> Record | None:
 def by_ek(tx: Connection, ek_id: str) -> Record | None:
     """The device whose EK has that id."""
     return cast("Record | None", _BY_EK.first(tx, {"ek_id": ek_id}))
+
+
+def by_identity(tx: Connection, identity_id: str) -> Record | None:
+    """The device that is registered by an IAK or IDevID of that key id."""
+    return cast("Record | None", _BY_IDENTITY.first(tx, {"identity_id": identity_id}))
 
 
 def by_serial(tx: Connection, serial: str) -> Record | None:
@@ -92,9 +100,12 @@ def add(tx: Connection, rows: list[dict[str, Any]]) -> None:
     tx.execute(insert(device), rows)
 
 
-def conflicts(tx: Connection, serial: str, ek_id: str) -> list[Record]:
-    """The devices that hold this serial or this EK already."""
-    return list(tx.execute(select(device).where(or_(device.c.serial == serial, device.c.ek_id == ek_id))))
+def conflicts(tx: Connection, serial: str, ek_id: str | None, identity_id: str | None) -> list[Record]:
+    """The devices that hold this serial, this EK or this identity already."""
+    taken = [device.c.serial == serial]
+    taken += [] if ek_id is None else [device.c.ek_id == ek_id]
+    taken += [] if identity_id is None else [device.c.identity_id == identity_id]
+    return list(tx.execute(select(device).where(or_(*taken))))
 
 
 def others_with_ak(tx: Connection, ak_name: bytes, device_id: str) -> list[str]:
@@ -107,12 +118,16 @@ def change(tx: Connection, device_id: str, **columns: object) -> None:
     tx.execute(update(device).where(device.c.id == device_id).values(**columns))
 
 
-def attested(tx: Connection, device_id: str, at: int, **shown: object) -> bool:
-    """A device's evidence passed: what its TPM showed, and the AK that it showed it with.
+def attested(
+    tx: Connection, device_id: str, at: int, *, due: int | None, settled: str = "healthy", **shown: object
+) -> bool:
+    """A device's evidence passed: what its TPM showed, and the AK that it showed it with; `due` again at that time.
 
-    False, and nothing is changed, where the record has another AK that no approval covers at `at`, or is at its end.
+    False, and nothing is changed, where the record has another AK that no approval covers at `at`, or is at its end; or
+    where its health is none from which a pass makes it healthy without more, nor the one that `settled` says it is.
     """
-    row = {"device": device_id, "at": at, **{f"new_{name}": value for name, value in shown.items()}}
+    new = {f"new_{name}": value for name, value in shown.items()}
+    row = {"device": device_id, "at": at, "next": due, "settled": settled, **new}
     return _ATTESTED(tx, row) == 1
 
 
