@@ -19,7 +19,14 @@ from provisioning.db.devices import Record
 from provisioning.findings import notice_ak_twice, suspect
 from provisioning.journal import identifier, leaf
 from provisioning.logs import Logs, keep_log
-from provisioning.refusals import ApprovalRequired, AttestationKeyTaken, DeviceRevoked, Finding, QuarantineStands, Refusal
+from provisioning.refusals import (
+    ApprovalRequired,
+    AttestationKeyTaken,
+    DeviceRevoked,
+    Finding,
+    QuarantineStands,
+    Refusal,
+)
 from provisioning.service import Service
 from wire.codec import encode
 from wire.messages import Evidence, PlatformEvidence
@@ -110,7 +117,7 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
         },
     )
     enrollments.passed(tx, answered.challenge.enrollment_id, outcome.answer)
-    shown = {
+    shown: dict[str, Any] = {
         "ak_name": answered.ak_name,
         "ak_public": answered.challenge.ak_public,
         "reset_count": tpm.reset_count,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
-from provisioning import challenges, revoking
+from provisioning import challenges, health, revoking
 from provisioning.db import devices, findings, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
@@ -142,7 +142,7 @@ def _answer(tx: Connection, service: Service, noticed: Noticed, at: int) -> str 
     except NoPolicyForModel:
         return None
     if wanted == "quarantine":
-        devices.change(tx, device.id, health="quarantined")
+        health.change(tx, service, device, "cloned", at, why=noticed.kind.value)
         return wanted
     if wanted == "revoke":
         reason = "key-compromise" if noticed.kind in _KEY_IN_TWO_PLACES else "privilege-withdrawn"

@@ -122,6 +122,17 @@ def change(tx: Connection, service: Service, device: Record, event: str, at: int
     return after
 
 
+def due_at(policy: Policy, at: int, drawn: bytes) -> int | None:
+    """When a device is asked to attest again that passed, or was asked, at `at`; None: never.
+
+    The policy's period, a tenth more or less by two random bytes, so that a fleet that passed at once asks no more so.
+    """
+    if policy.attest_every == 0:
+        return None
+    part = int.from_bytes(drawn[:2], "big") / 0xFFFF  # 0 to 1
+    return at + round(policy.attest_every * (0.9 + 0.2 * part))
+
+
 def verify_not_narrowed(device: Record) -> None:
     """Is the device one that may use what it has? For each request, and for what is signed. Raises: PassRequired."""
     if device.health in NARROWED:
