@@ -3,7 +3,8 @@
 What a request includes: plain HTTP with keep-alive (no TLS: the token route needs none to be measured, and a handshake
 is another figure), the token's look-up, base64, the CSR's proof of possession, building and checking the to-be-signed
 bytes, RESERVE with the token's use in one durable commit, the signature in the token, its verification, RECORD with
-leaf and supersession in another, the PKCS#7. Leaves are sequenced and signed beside it, as in service. The load comes
+leaf and supersession in another, the PKCS#7. Leaves are sequenced and signed and signatures counted beside it, as in
+service. The load comes
 from another process, with requests that were made before.
 
 `limit` is what the primitives alone allow on one core in the same run: verify the CSR's signature, sign in SoftHSM2,
@@ -42,6 +43,7 @@ from provisioning.access.rates import Rate, RateTable
 from provisioning.app.compose import compose
 from provisioning.app.endpoints import bind_shared
 from provisioning.app.installation import Installation, initialize
+from provisioning.app.signatures import keep_counting
 from provisioning.app.worker import stay_on_one_core
 from provisioning.config import DataDirectory, load_config
 from provisioning.db import devices, est
@@ -242,7 +244,7 @@ async def _serve(root: Path) -> None:
         bound = bind_shared("127.0.0.1", 0)
         listener.start(bound)
         print(bound.getsockname()[1], flush=True)
-        await repeat(Duty("log", 1.0, lambda: sequence(service)))
+        await asyncio.gather(repeat(Duty("log", 1.0, lambda: sequence(service))), keep_counting(service))
 
 
 # --- the load, a process of its own -----------------------------------------------------------------------------------

@@ -7,13 +7,18 @@ from sqlmodel import Field, SQLModel
 from provisioning.db.columns import blob, moment, text
 
 _QUARANTINE = sql("profile = 'quarantine'")
+REVOKED = sql("certificate.state = 'revoked'")
+"""As text in index and look-up: a database uses a partial index only where it sees that the look-up stays in it."""
+_REVOKED, _SUPERSEDED = sql("state = 'revoked'"), sql("revoke_at IS NOT NULL")
 
 
 class Certificate(SQLModel, table=True):
     """Every certificate, from before it was signed. The certificate is `assemble(tbs, signature)`."""
 
     __table_args__ = (
-        Index("certificate_state", "state"),
+        # Partial: what most certificates never become costs them nothing.
+        Index("certificate_revoked", "issuer", "serial", sqlite_where=_REVOKED, postgresql_where=_REVOKED),
+        Index("certificate_superseded", "revoke_at", sqlite_where=_SUPERSEDED, postgresql_where=_SUPERSEDED),
         Index("certificate_quarantine", "device_id", sqlite_where=_QUARANTINE, postgresql_where=_QUARANTINE),
     )
     serial: str = Field(primary_key=True)
@@ -36,7 +41,7 @@ class Certificate(SQLModel, table=True):
     not_before: int = moment(nullable=False)
     not_after: int = moment(nullable=False)
     reserved_at: int = moment(nullable=False)
-    revoke_at: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True, index=True))
+    revoke_at: int | None = moment()
     """When a superseded certificate is revoked: the end of its grace period."""
     revoked_at: int | None = moment()
     reason: str | None = None

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, prepared_insert
-from provisioning.db.tables import Checkpoint, Leaf
+from provisioning.db.tables import RARE_LEAF, Checkpoint, Leaf
 
 leaf, checkpoint = table_of(Leaf), table_of(Checkpoint)
 _INSERT = prepared_insert(leaf)
@@ -54,13 +54,13 @@ def add_checkpoint(tx: Connection, *, size: int, root: bytes, frontier: bytes, n
 
 
 def of_kind(tx: Connection, kind: str) -> list[Record]:
-    """All leaves of a kind, in the order in which they came."""
-    return list(tx.execute(select(leaf).where(leaf.c.kind == kind).order_by(leaf.c.id)))
+    """All leaves of a kind that `RARE_LEAF` covers, in the order in which they came."""
+    return list(tx.execute(select(leaf).where(RARE_LEAF, leaf.c.kind == kind).order_by(leaf.c.id)))
 
 
 def newest_at(tx: Connection, kind: str) -> int:
-    """When the newest leaf of a kind was written; 0 where there is none."""
-    return int(tx.execute(select(func.max(leaf.c.at)).where(leaf.c.kind == kind)).scalar() or 0)
+    """When the newest leaf of such a kind was written; 0 where there is none."""
+    return int(tx.execute(select(func.max(leaf.c.at)).where(RARE_LEAF, leaf.c.kind == kind)).scalar() or 0)
 
 
 def count(tx: Connection) -> int:

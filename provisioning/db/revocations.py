@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, literal, null, or_, select, update
 
-from provisioning.db.ca_tables import Crl, Revocation
+from provisioning.db.ca_tables import REVOKED, Crl, Revocation
 from provisioning.db.columns import table_of
 from provisioning.db.commands import session
 from provisioning.db.devices import Record, device
@@ -42,7 +42,7 @@ _HEAD = PreparedSelect(
 _ENTRIES = PreparedSelect(
     select(certificate.c.serial, certificate.c.revoked_at, certificate.c.reason)
     .where(
-        certificate.c.state == "revoked",
+        REVOKED,
         certificate.c.issuer == bindparam("issuer"),
         certificate.c.not_after > bindparam("until"),
     )

@@ -124,6 +124,8 @@ class Enrollment(SQLModel, table=True):
     """The EK's key id, or the maker's identity's: neither may be the device key."""
     proof: str = "credential"
     """What shows that an answer is the device's own: the opened `credential`, or the `quote` of a certified AK."""
+    identity: str | None = text()
+    """The certificates of that AK, for the record if the evidence passes: nobody proved anything yet."""
     ak_public: bytes = blob(nullable=False)
     ak_name: bytes = blob(nullable=False)
     nonce: bytes = blob(nullable=False)
@@ -262,12 +264,17 @@ class DirectorMetadata(SQLModel, table=True):
     files: str = text(nullable=False)
 
 
+RARE_LEAF = sql("kind NOT IN ('certificate', 'attestation', 'revocation')")
+"""Kinds that are looked up: those that are written for each certificate are only read in their order."""
+
+
 class Leaf(SQLModel, table=True):
     """A leaf of the log. `number` is None until the duty holder sequenced it."""
 
+    __table_args__ = (Index("leaf_rare", "kind", sqlite_where=RARE_LEAF, postgresql_where=RARE_LEAF),)
     id: int | None = Field(default=None, primary_key=True)
     number: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True, unique=True))
-    kind: str = Field(index=True)
+    kind: str
     at: int = moment(nullable=False)
     salt: bytes | None = blob()
     record: bytes | None = blob()

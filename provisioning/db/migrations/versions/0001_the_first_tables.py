@@ -100,10 +100,22 @@ def upgrade() -> None:
             sqlite_where=sa.text("profile = 'quarantine'"),
             postgresql_where=sa.text("profile = 'quarantine'"),
         )
-        batch_op.create_index("certificate_state", ["state"], unique=False)
+        batch_op.create_index(
+            "certificate_revoked",
+            ["issuer", "serial"],
+            unique=False,
+            sqlite_where=sa.text("state = 'revoked'"),
+            postgresql_where=sa.text("state = 'revoked'"),
+        )
+        batch_op.create_index(
+            "certificate_superseded",
+            ["revoke_at"],
+            unique=False,
+            sqlite_where=sa.text("revoke_at IS NOT NULL"),
+            postgresql_where=sa.text("revoke_at IS NOT NULL"),
+        )
         batch_op.create_index(batch_op.f("ix_certificate_device_id"), ["device_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_certificate_key_id"), ["key_id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_certificate_revoke_at"), ["revoke_at"], unique=False)
 
     op.create_table(
         "checkpoint",
@@ -230,6 +242,7 @@ def upgrade() -> None:
         sa.Column("device_id", sa.String(), nullable=False),
         sa.Column("ek_id", sa.String(), nullable=False),
         sa.Column("proof", sa.String(), nullable=False),
+        sa.Column("identity", sa.Text(), nullable=True),
         sa.Column("ak_public", sa.LargeBinary(), nullable=False),
         sa.Column("ak_name", sa.LargeBinary(), nullable=False),
         sa.Column("nonce", sa.LargeBinary(), nullable=False),
@@ -315,7 +328,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("number"),
     )
     with op.batch_alter_table("leaf", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_leaf_kind"), ["kind"], unique=False)
+        batch_op.create_index(
+            "leaf_rare",
+            ["kind"],
+            unique=False,
+            sqlite_where=sa.text("kind NOT IN ('certificate', 'attestation', 'revocation')"),
+            postgresql_where=sa.text("kind NOT IN ('certificate', 'attestation', 'revocation')"),
+        )
 
     op.create_table(
         "lease",
@@ -555,7 +574,11 @@ def downgrade() -> None:
     op.drop_table("mqttsession")
     op.drop_table("lease")
     with op.batch_alter_table("leaf", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_leaf_kind"))
+        batch_op.drop_index(
+            "leaf_rare",
+            sqlite_where=sa.text("kind NOT IN ('certificate', 'attestation', 'revocation')"),
+            postgresql_where=sa.text("kind NOT IN ('certificate', 'attestation', 'revocation')"),
+        )
 
     op.drop_table("leaf")
     with op.batch_alter_table("finding", schema=None) as batch_op:
@@ -597,10 +620,18 @@ def downgrade() -> None:
     op.drop_table("command")
     op.drop_table("checkpoint")
     with op.batch_alter_table("certificate", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_certificate_revoke_at"))
         batch_op.drop_index(batch_op.f("ix_certificate_key_id"))
         batch_op.drop_index(batch_op.f("ix_certificate_device_id"))
-        batch_op.drop_index("certificate_state")
+        batch_op.drop_index(
+            "certificate_superseded",
+            sqlite_where=sa.text("revoke_at IS NOT NULL"),
+            postgresql_where=sa.text("revoke_at IS NOT NULL"),
+        )
+        batch_op.drop_index(
+            "certificate_revoked",
+            sqlite_where=sa.text("state = 'revoked'"),
+            postgresql_where=sa.text("state = 'revoked'"),
+        )
         batch_op.drop_index(
             "certificate_quarantine",
             sqlite_where=sa.text("profile = 'quarantine'"),
