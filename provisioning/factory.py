@@ -8,10 +8,12 @@ from sqlalchemy import Connection
 
 from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public
 from provisioning.db import devices, leaves
+from provisioning.findings import Noticed, notice
 from provisioning.issuance.csr import verify_possession
 from provisioning.issuance.profile import Station, station_name
 from provisioning.issuing import IssuedCertificate, Order, issue
 from provisioning.journal import leaf
+from provisioning.monitoring import Kind
 from provisioning.refusals import (
     BudgetSpent,
     EkTaken,
@@ -79,7 +81,11 @@ async def register(service: Service, station: StationIdentity, request: Registra
         )
         for row in rows
     ]
-    return await service.ledger.write(lambda tx: _register(tx, station, rows, entries))
+    try:
+        return await service.ledger.write(lambda tx: _register(tx, station, rows, entries))
+    except (SerialTaken, EkTaken):
+        await service.ledger.write(lambda tx: _note_twice(tx, service, station, rows))
+        raise
 
 
 def _rows(service: Service, station: StationIdentity, registrations: tuple[Registration, ...]) -> list[dict[str, Any]]:
@@ -140,6 +146,15 @@ def _ek_id(registration: Registration) -> str:
     return registration.ek_sha256.hex()
 
 
+def _note_twice(tx: Connection, service: Service, station: StationIdentity, rows: list[dict[str, Any]]) -> None:
+    """Whose TPM somebody registers under another serial. A station's word: it ends nobody's certificate."""
+    for row in rows:
+        for taken in devices.conflicts(tx, row["serial"], row["ek_id"], row.get("identity_id")):
+            if taken.serial != row["serial"]:
+                detail = {"how": "registered again", "as_serial": row["serial"], "station": station.name}
+                notice(tx, service, Noticed(taken.id, Kind.EK_TWICE, detail, key="registration", proven=False))
+
+
 def _register(
     tx: Connection, station: StationIdentity, rows: list[dict[str, Any]], entries: list[dict[str, Any]]
 ) -> Registered:
@@ -149,7 +164,7 @@ def _register(
     serials: list[Finding] = []
     eks: list[Finding] = []
     for number, row in enumerate(rows):
-        for taken in devices.conflicts(tx, row["serial"], row["ek_id"]):
+        for taken in devices.conflicts(tx, row["serial"], row["ek_id"], row.get("identity_id")):
             if taken.serial == row["serial"]:
                 serials.append(Finding(f"devices[{number}]", "a new serial", row["serial"]))
             else:

@@ -23,6 +23,8 @@ from wire.codec import rfc3339
 Json = dict[str, object]
 BY_POLICY = "policy"
 """Who ended or quarantined a device, where its policy did."""
+SHOWN = 20
+"""Open findings that stand beside a device's record."""
 _KEY_IN_TWO_PLACES = frozenset({Kind.TWO_SESSIONS, Kind.CLONED_STATE})
 
 
@@ -90,6 +92,11 @@ async def list_findings(
         return findings.page(tx, device_id=device_id, closed=closed, before=before, limit=limit)
 
     return [as_json(row) for row in await service.store.read(read)]
+
+
+def of_device(tx: Connection, device_id: str) -> list[Json]:
+    """The newest open findings about one device."""
+    return [as_json(row) for row in findings.page(tx, device_id=device_id, closed=False, before=None, limit=SHOWN)]
 
 
 async def close_finding(service: Service, number: int, *, by: str) -> Json:

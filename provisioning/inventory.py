@@ -7,6 +7,7 @@ from typing import get_args
 
 from sqlalchemy import Connection
 
+from provisioning import findings
 from provisioning.attestation.keys import spki_of
 from provisioning.attestation.structures import parse_public, parse_quote
 from provisioning.db import commands, devices, enrollments, est, leaves
@@ -49,6 +50,7 @@ async def show_device(service: Service, name: str) -> Json:
             "last_refusal": None if refusal is None else refusal.id,
             "session": _session(commands.session_of(tx, device.id)),
             "requests": [_request(row) for row in est.requests_of(tx, device.id)],
+            "findings": findings.of_device(tx, device.id),
         }
 
     return await service.store.read(read)

@@ -72,6 +72,7 @@ def examine(directory: DataDirectory) -> list[Finding]:
         ("TLS", lambda: _tls(directory, config, now)),
         ("weak keys", lambda: weak_keys(directory, config)),
         ("database", lambda: _database(directory, config)),
+        ("findings", lambda: _findings(directory, config)),
         ("disk", lambda: _disk(directory)),
         ("clock", lambda: _clock(directory, config, now)),
         ("CRL", lambda: crl(directory, config, now)),
@@ -214,6 +215,17 @@ def _database(directory: DataDirectory, config: Config) -> Findings:
         yield Finding("database", OK, f"{path}: whole, of this version's schema")
     else:
         yield Finding("database", FAIL, f"{path}: {said[0]}", "stop the service and restore a backup")
+
+
+def _findings(directory: DataDirectory, config: Config) -> Findings:
+    """Is there something about a device that nobody has looked at?"""
+    with closing(opened(directory, config)) as database:
+        found = database.execute("select kind, count(*) from finding where closed_at is null group by kind").fetchall()
+    if found:
+        says = "open: " + ", ".join(f"{count} {kind}" for kind, count in sorted(found))
+        yield Finding("findings", WARN, says, "look at them, and close them: muster findings list")
+    else:
+        yield Finding("findings", OK, "none about any device is open")
 
 
 # --- keys and certificates --------------------------------------------------------------------------------------------

@@ -63,8 +63,8 @@ def _muster(
 
 
 _GROUPS = (
-    owner, hsm, audit, factory, devices, certificates, ca, crl, est, policy, ek_roots, attest, profile, explain, trust,
-    operators, ota, results, simulate, demo,
+    owner, hsm, audit, factory, devices, findings, certificates, ca, crl, est, policy, ek_roots, attest, profile,
+    explain, trust, operators, ota, results, simulate, demo,
 )  # fmt: skip
 for module in _GROUPS:
     module.add_to(app)

@@ -46,12 +46,14 @@ _PARTS = {
     "commands": ("kind", "state", "created", "tries", "ordered_by", "result"),
     "attestations": ("id", "flow", "at", "findings"),
     "requests": ("key", "asked", "approved_until"),
+    "findings": ("id", "kind", "last", "times", "response"),
 }
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The device's id or serial.")]
 After = Annotated[str, typer.Option(metavar="S", help="Start behind this serial.")]
 Limit = Annotated[int, typer.Option(min=1, max=PAGE_MOST, metavar="N", help="At most so many.")]
 Profile = Annotated[str, typer.Argument(metavar="PROFILE", help="A certificate profile of kind ldevid or gateway.")]
+Group = Annotated[str | None, typer.Argument(metavar="[GROUP]", help="A group of its model.  [default: none]")]
 Key = Annotated[str, typer.Option("--key", metavar="K", help="Which key, where several wait for approval by EST.")]
 Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 
@@ -59,7 +61,7 @@ Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 def add_to(app: typer.Typer) -> None:
     """Put the commands in."""
     group = typer.Typer(
-        help="Devices: list, show, results, revoke, release, rotate, approve, profile.",
+        help="Devices: list, show, results, revoke, release, rotate, approve, profile, group.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -74,6 +76,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("rotate", epilog=example("muster devices rotate gateway-0017"))(rotate)
     group.command("approve", epilog=example("muster devices approve gateway-0017"))(approve)
     group.command("profile", epilog=example("muster devices profile gateway-0017 gateway"))(set_profile)
+    group.command("group", epilog=example("muster devices group gateway-0017 pilot"))(set_group)
     app.add_typer(group, name="devices")
 
 
@@ -134,6 +137,11 @@ def set_profile(name: Name, profile: Profile, data_dir: DataDir = None, output: 
     """Set the certificate profile of a device, from its next enrollment or rotation on."""
     _order(output, data_dir, name, "profile", {"profile": profile})
     note(f"what it has stays; for a certificate under it now: muster devices rotate {name}")
+
+
+def set_group(name: Name, group: Group = None, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Put a device into a group: the group's policy counts before its model's. Without GROUP: into none."""
+    _order(output, data_dir, name, "group", {"group": group})
 
 
 def _order(output: Format, data_dir: Path | None, name: str, what: str, body: object = None) -> None:
