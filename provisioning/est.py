@@ -17,7 +17,7 @@ from typing import Literal, NoReturn
 
 from sqlalchemy import Connection
 
-from provisioning import attesting
+from provisioning import attesting, health
 from provisioning.attesting import Refused
 from provisioning.authorities import State
 from provisioning.db import devices, enrollments
@@ -124,6 +124,7 @@ async def _by_token(service: Service, password: Password, source: str) -> Caller
         await _refuse_stranger(service, password.name, "an expired token", source)
     if found.state in attesting.FINAL:
         raise DeviceRevoked(expected="a device in service", actual=found.state)
+    health.verify_not_narrowed(found)
     if found.token_profile not in (None, found.profile):
         raise ProfileUnknown(expected=found.profile, actual=f"a token for {found.token_profile}")
     return Caller(found, "token", digest, spent=found.used_at is not None)
@@ -136,6 +137,8 @@ async def _by_certificate(service: Service, shown: ClientCertificate) -> Caller:
     found = await service.store.read(lambda tx: records.by_certificate(tx, shown.serial))
     if found is None or found.signature is None or assemble(found.tbs, found.signature) != shown.der:
         raise NotAuthenticated(expected="a certificate of a device", actual="another one")
+    if found.state not in attesting.FINAL:
+        health.verify_not_narrowed(found)  # its certificates are on hold: this says what to do
     in_grace = found.certificate_state == "superseded" and (found.revoke_at or 0) > now
     if not (found.certificate_state == "issued" or in_grace) or found.not_after <= now:
         raise NotAuthenticated(expected="a certificate in force", actual=f"{found.certificate_state}, or expired")

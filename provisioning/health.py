@@ -145,6 +145,17 @@ def may_return(tx: Connection, device: Record) -> bool:
     return not (cloned and findings.is_open(tx, device.id, *CLONES))
 
 
+def release_held(tx: Connection, device: Record | None, certificate: Record, at: int) -> bool:
+    """End an operator's hold; where quarantine wants the certificate held, the hold is quarantine's from now on.
+
+    False where no operator holds it.
+    """
+    if device is not None and device.health in NARROWED and is_normal(certificate):
+        held = certificate.state == "revoked" and certificate.reason == HOLD and certificate.held_by is None
+        return held and revocations.hand_over(tx, certificate.serial, HEALTH)
+    return revocations.release(tx, certificate.serial, at=at)
+
+
 def is_normal(certificate: Record) -> bool:
     """Does quarantine hold a certificate like this one?"""
     return bool(certificate.profile != Profile.QUARANTINE)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
+from provisioning import health
 from provisioning.db import devices, enrollments, leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.db.revocations import HOLD
@@ -55,7 +56,11 @@ def end_device(tx: Connection, device: Record, reason: str, at: int) -> None:
 
 
 async def release_device(service: Service, name: str, *, by: str) -> Record:
-    """Bring a device back that is on hold, with every certificate of it that is. Raises: NotFound, NotOnHold."""
+    """Bring a device back that is on hold, with every certificate of it that is.
+
+    Not what quarantine holds as well: that waits for a pass. A device that cannot attest is released from quarantine
+    by this, since nothing else could. Raises: NotFound, NotOnHold.
+    """
     now = service.clock()
     at = int(now.timestamp())
     entry = leaf(service, "release", now, device=name, by=by)
@@ -64,11 +69,14 @@ async def release_device(service: Service, name: str, *, by: str) -> Record:
         device = devices.by_name(tx, name)
         if device is None:
             raise NotFound(expected="a device's id or serial", actual=name)
-        if device.state != "revoked" or device.held_from is None:
-            raise NotOnHold(expected="a device on hold", actual=f"state {device.state}")
-        devices.change(tx, device.id, state=device.held_from, held_from=None)
-        for certificate in enrollments.certificates_of(tx, device.id):
-            revocations.release(tx, certificate.serial, at=at)
+        if device.state == "revoked" and device.held_from is not None:
+            devices.change(tx, device.id, state=device.held_from, held_from=None)
+            for certificate in enrollments.certificates_of(tx, device.id):
+                health.release_held(tx, device, certificate, at)
+        elif device.health in health.NARROWED and device.assurance != "attested":
+            health.change(tx, service, device, "released", at, why=by)
+        else:
+            raise NotOnHold(expected="a device on hold", actual=f"{state_of(device)}, health {device.health}")
         leaves.add(tx, entry)
         return device
 
@@ -105,8 +113,8 @@ async def release_certificate(service: Service, serial: str, *, by: str) -> Reco
         device = None if row.device_id is None else devices.by_id(tx, row.device_id)
         if device is not None and device.state == "revoked":
             raise StateConflict(expected="a device in service", actual=f"device {device.id}: {state_of(device)}")
-        if not revocations.release(tx, serial, at=int(now.timestamp())):
-            raise NotOnHold(expected="a certificate on hold", actual=row.reason or f"state {row.state}")
+        if not health.release_held(tx, device, row, int(now.timestamp())):
+            raise NotOnHold(expected="a certificate that an operator holds", actual=row.reason or f"state {row.state}")
         leaves.add(tx, entry)
         return row
 

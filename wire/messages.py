@@ -133,6 +133,14 @@ class MqttAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """The answer to a device that asks whether its certificate still counts."""
+
+    device_id: Annotated[str, Cap(64)]
+    health: Annotated[str, Cap(16)]
+
+
+@dataclass(frozen=True, slots=True)
 class Issued:
     """Step 2, the answer. `chain` runs from the issuing CA to the root, DER."""
 

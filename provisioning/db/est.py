@@ -58,6 +58,8 @@ _AS_JUDGED = (
     device.c.id == bindparam("one"),
     device.c.assurance == bindparam("least"),
     device.c.profile == bindparam("named"),
+    device.c.health != "silent",
+    device.c.health != "quarantined",
 )
 _ENTER_FIRST = Prepared(update(device).where(*_AS_JUDGED, device.c.state == "registered").values(state="active"))
 _ENTER = Prepared(

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from provisioning import health
 from provisioning.access import Operator
 from provisioning.authorities import State
 from provisioning.db import devices, enrollments
 from provisioning.factory import StationIdentity
 from provisioning.http.exchange import Call
-from provisioning.refusals import NotAuthenticated
+from provisioning.refusals import NotAuthenticated, PassRequired
 from wire.topics import is_device_id
 
 STATION_PREFIX = "station:"
@@ -41,6 +42,7 @@ class DeviceIdentity:
 
     device: str
     certificate_serial: str
+    health: str
 
 
 def parse_client_certificate(der: bytes) -> ClientCertificate:
@@ -54,22 +56,32 @@ def parse_client_certificate(der: bytes) -> ClientCertificate:
     )
 
 
-async def device_of(call: Call) -> DeviceIdentity:
-    """The calling device. Raises: NotAuthenticated, StorageUnavailable."""
+async def device_of(call: Call, *, remedial: bool = False) -> DeviceIdentity:
+    """The calling device. A `remedial` route is for a device in quarantine too, with a quarantine certificate.
+
+    Raises: NotAuthenticated, PassRequired, StorageUnavailable.
+    """
     client = _client_of(call)
     if not is_device_id(client.name):
         raise NotAuthenticated(expected="a device's certificate", actual=client.name)
     certificate, device = await call.service.store.read(
         lambda tx: (enrollments.certificate_by_serial(tx, client.serial), devices.by_id(tx, client.name))
     )
-    if certificate is None or certificate.state not in _USABLE or certificate.device_id != client.name:
+    if certificate is None or certificate.device_id != client.name:
         raise NotAuthenticated(expected="a certificate in force", actual=_state(certificate))
     _verify_authority(call, certificate)
+    way_back = remedial and not health.is_normal(certificate) and certificate.state in _USABLE
+    if device is not None and device.state not in _GONE and not way_back:
+        health.verify_not_narrowed(device)  # before its certificate, which is on hold then: this tells it what to do
+    if certificate.state not in _USABLE:
+        raise NotAuthenticated(expected="a certificate in force", actual=_state(certificate))
     if certificate.profile == "idevid":  # it opens EST's simpleenroll and nothing else
         raise NotAuthenticated(expected="an LDevID", actual="an IDevID")
+    if not health.is_normal(certificate) and not remedial:
+        raise PassRequired(expected="a certificate of a device in service", actual="a quarantine certificate")
     if device is None or device.state in _GONE:
         raise NotAuthenticated(expected="a device in service", actual=_state(device))
-    return DeviceIdentity(client.name, client.serial)
+    return DeviceIdentity(client.name, client.serial, str(device.health))
 
 
 async def station_of(call: Call) -> StationIdentity:

@@ -25,6 +25,7 @@ from wire.messages import (
     IMA_LOG_MOST,
     EnrollmentRequest,
     Evidence,
+    Standing,
 )
 
 REGISTRATION_BODY_MOST = 16 * 1024 * 1024
@@ -90,6 +91,7 @@ def routes(enrollments: InFlight) -> list[Route]:
         Route("POST", "/v1/factory/devices", register_devices, detailed=True),
         Route("POST", "/v1/factory/idevids", make_idevid, detailed=True),
         Route("PUT", "/v1/logs/{sha256}", put_log),
+        Route("GET", "/v1/standing", standing),
         Route("GET", "/ota/image/{name...}", image_file),
         Route("GET", "/ota/director/{name...}", device_director_file),
         Route("GET", "/trust/{name...}", trust_file),
@@ -113,7 +115,7 @@ async def make_idevid(call: Call) -> web.Response:
 
 async def put_log(call: Call) -> web.Response:
     """A boot log or IMA log for evidence that travels by MQTT, named by its hash."""
-    device = await device_of(call)
+    device = await device_of(call, remedial=True)
     sha256 = call.path["sha256"]
     if len(sha256) != SHA256_HEX:
         raise RequestMalformed(expected="/v1/logs/SHA-256 in hex", actual=sha256)
@@ -121,9 +123,15 @@ async def put_log(call: Call) -> web.Response:
     return web.Response(status=204, headers=NO_STORE)
 
 
+async def standing(call: Call) -> web.Response:
+    """Does the device's certificate count, and may it use it? Whom the broker turns away asks here what to do."""
+    device = await device_of(call, remedial=True)
+    return reply(Standing(device.device, device.health))
+
+
 async def image_file(call: Call) -> web.StreamResponse:
-    """A file of the image repository, for a device in service."""
-    await device_of(call)
+    """A file of the image repository, for a device in service or in quarantine: an update may be the way back."""
+    await device_of(call, remedial=True)
     root: Path = call.service.directory.image
     return await send_file(
         call.request, root, call.path["name"], content_type="application/octet-stream", max_age_seconds=0
@@ -132,6 +140,6 @@ async def image_file(call: Call) -> web.StreamResponse:
 
 async def device_director_file(call: Call) -> web.Response:
     """The Director's metadata for this very device."""
-    device = await device_of(call)
+    device = await device_of(call, remedial=True)
     content = await director_file(call.service, device.device, call.path["name"])
     return web.Response(body=content, content_type="application/json", headers=NO_STORE)
