@@ -217,15 +217,16 @@ def _separator(read: list[_Read]) -> int | None:
 def _boot_loaders(rule: BootLoadersListed, read: list[_Read], bank: str) -> Iterator[Finding]:
     """Each event is of the boot itself, by what its digest is over, or an image of the list, by the digest.
 
-    An image's digest is over the image, which no log holds: the path beside it is the log's word, and only shown.
+    An image's digest is over the image, which no log holds: the path beside it is the log's word, and no rule is about
+    it.
     """
     images = [one for one in read if one.preimage not in _SEPARATORS and one.preimage not in _BOOT_ACTIONS]
     for one in images[: rule.first or None]:
         digest = one.event.digests[bank]
         if digest not in rule.digests:
-            cure = f'Add "{digest.hex()}" to digests of [rules.boot_loaders], if this image is meant.'
-            shown = f"{digest.hex()}, which the log calls {one.event.text}"
-            yield Finding(_place(rule.name, one.event), "an image of the list", shown, cure)
+            called = f"this image (the log calls it {one.event.text})"
+            cure = f'Add "{digest.hex()}" to digests of [rules.boot_loaders], if {called} is meant.'
+            yield Finding(_place(rule.name, one.event), "an image of the list", digest.hex(), cure)
     if not images:
         yield Finding(f"rule {rule.name}, PCR 4", "an image of the list", "none was started")
 

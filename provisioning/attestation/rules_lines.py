@@ -27,7 +27,7 @@ _ANY = re.compile(r"[!#-.0-~]*")
 """What `*` stands for: printable ASCII but space, quote and slash."""
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
-_STARTS = frozenset(
+STARTS = frozenset(
     {"linux", "linux16", "linuxefi", "multiboot", "multiboot2", "module", "module2", "xen_hypervisor", "xen_module"}
 )
 """Commands whose words behind are a path and a command line."""
@@ -92,7 +92,7 @@ def _line(rule: CommandLineMatches, text: str) -> str | None:
     if rule.kind == "stub":
         return text
     first, _, behind = text.lstrip(" ").partition(" ")
-    if first in _STARTS:
+    if first in STARTS:
         return behind
     word = first.partition("\n")[0]
     harmless = not word or word in _COMMANDS or word in rule.commands or _ASSIGNMENT.match(word) is not None
