@@ -7,18 +7,15 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from provisioning import attesting, challenges
+from provisioning import attesting, challenges, endorsing
 from provisioning.attestation.appraisal import select_pcrs
-from provisioning.attestation.evidence import (
-    VerifiedEvidence,
-    verify_activation,
-    verify_attestation_key,
-    verify_evidence,
-)
+from provisioning.attestation.evidence import VerifiedEvidence, verify_evidence
+from provisioning.attestation.identity import verify_answer
 from provisioning.attesting import Refused
 from provisioning.challenges import Answered
 from provisioning.db import commands, devices, enrollments
 from provisioning.db.devices import Record
+from provisioning.endorsing import Named
 from provisioning.findings import Noticed, notice
 from provisioning.issuing import IssuedCertificate, certificate_of, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
@@ -32,11 +29,10 @@ from provisioning.refusals import (
     EnrollmentQuotaSpent,
     ProfileUnknown,
     Refusal,
-    RequestMalformed,
     SerialHasAnotherTpm,
 )
 from provisioning.service import Service
-from wire.codec import b64url, encode
+from wire.codec import encode
 from wire.messages import (
     EVIDENCE_BODY_MOST,
     IMA_EVIDENCE_BODY_MOST,
@@ -69,13 +65,14 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
         row = challenges.challenge_row(service, "enroll", device, endorsed.ak, selection, policy)
         claims = _claims(request, device)
         row["claims"] = json.dumps(claims) if claims else None
+        row["identity"] = endorsing.identity_text(request)
         challenge = challenges.challenge_message(service, row, endorsed.ek)
     except Refusal as refusal:
         where = Refused("enroll", source, known.id if known else None, request.serial)
         await attesting.record_refusal(service, refusal, where)
         raise
 
-    passed = endorsing.shown_by(request, device)
+    passed = endorsing.ek_columns(request, device)
 
     def write(tx: Connection) -> None:
         enrollments.add(tx, row)
@@ -189,6 +186,8 @@ async def _issue(
         attesting.passed(service, tx, answered, outcome)
         enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
         commands.forget_session(tx, device.id)
+        if answered.challenge.proof == "quote":
+            endorsing.keep_identity(tx, device.id, answered.challenge.enrollment_id)
 
     def claim(tx: Connection, _again: bool) -> None:  # noqa: FBT001  the shape of a claim
         challenges.use_up(tx, answered, int(now.timestamp()))

@@ -1,6 +1,7 @@
 """Factory stations: who may register devices, how many, and the registration itself."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 MODEL = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 BUDGET_MOST = 10_000_000
 SHA256_OCTETS = 32
+WAYS = ("ek_certificate", "ek_public", "ek_sha256", "iak_certificate", "idevid_certificate")
+"""What a device may be registered by; each is a trust level of its own, or part of one (`Device.ek_trust`)."""
 STATION = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 
 
@@ -75,7 +78,7 @@ async def register(service: Service, station: StationIdentity, request: Registra
             *(service, "registration", now),
             device=row["id"],
             serial=row["serial"],
-            ek=row["ek_id"],
+            ek=row["ek_id"] or row["identity_id"],
             trust=row["ek_trust"],
             station=station.name,
         )
@@ -100,9 +103,9 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
         if MODEL.fullmatch(registration.model) is None:
             findings.append(Finding(where, "a model of a-z 0-9 . -", registration.model))
         try:
-            ek_id = _ek_id(registration)
+            known_by = _known_by(registration)
         except Refusal as refusal:
-            what = "an EK certificate" if registration.ek_certificate is not None else "an EK"
+            what = "an EK certificate" if registration.ek_certificate is not None else "an EK, IAK or IDevID"
             findings.append(Finding(where, what, refusal.title))
             continue
         numbers.append(number)
@@ -111,17 +114,15 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
                 "id": "d-" + service.entropy(8).hex(),
                 "serial": registration.serial,
                 "model": registration.model,
-                "ek_id": ek_id,
-                "ek_certificate": registration.ek_certificate,
-                "ek_public": registration.ek_public,
-                "ek_trust": "key" if registration.ek_certificate is None else "certificate",
+                **known_by,
                 "station": station.name,
                 "registered_at": at,
             }
         )
-    for column, what in (("serial", "a serial"), ("ek_id", "an EK")):
+    for column, what in (("serial", "a serial"), ("ek_id", "an EK"), ("identity_id", "an identity")):
         values = [row[column] for row in rows]
-        twice = {value for value in values if values.count(value) > 1} if len(set(values)) < len(values) else set()
+        counted = Counter(value for value in values if value is not None)
+        twice = {value for value, count in counted.items() if count > 1}
         findings += [
             Finding(f"devices[{n}]", f"{what} once", value)
             for n, value in zip(numbers, values, strict=True)
@@ -132,18 +133,28 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
     return rows
 
 
-def _ek_id(registration: Registration) -> str:
-    """The EK by its key id, however it is named. Raises: a Refusal of the check that failed, RegistrationMalformed."""
-    given = (registration.ek_certificate, registration.ek_public, registration.ek_sha256)
-    if sum(one is not None for one in given) != 1:
-        raise RegistrationMalformed(expected="one of ek_certificate, ek_public, ek_sha256", actual="none, or several")
+def _known_by(registration: Registration) -> dict[str, Any]:
+    """The columns of what the TPM is known by: its EK by key id, however it is named, or its maker's certificate.
+
+    Raises: a Refusal of the check that failed, RegistrationMalformed.
+    """
+    given = [way for way in WAYS if getattr(registration, way) is not None]
+    if len(given) != 1:
+        raise RegistrationMalformed(expected="one of " + ", ".join(WAYS), actual="none, or several")
+    columns: dict[str, Any] = dict.fromkeys(("ek_id", "identity_id", "ek_certificate", "ek_public"))
+    if registration.iak_certificate is not None:
+        return columns | {"identity_id": ek_id_of(registration.iak_certificate), "ek_trust": "iak"}
+    if registration.idevid_certificate is not None:
+        return columns | {"identity_id": ek_id_of(registration.idevid_certificate), "ek_trust": "idevid"}
     if registration.ek_certificate is not None:
-        return ek_id_of(registration.ek_certificate)
+        certificate = registration.ek_certificate
+        return columns | {"ek_id": ek_id_of(certificate), "ek_certificate": certificate, "ek_trust": "certificate"}
     if registration.ek_public is not None:
-        return ek_id_of_public(registration.ek_public)
+        public = registration.ek_public
+        return columns | {"ek_id": ek_id_of_public(public), "ek_public": public, "ek_trust": "key"}
     if registration.ek_sha256 is None or len(registration.ek_sha256) != SHA256_OCTETS:
         raise RegistrationMalformed(expected=f"{SHA256_OCTETS} bytes of SHA-256", actual="another length")
-    return registration.ek_sha256.hex()
+    return columns | {"ek_id": registration.ek_sha256.hex(), "ek_trust": "key"}
 
 
 def _note_twice(tx: Connection, service: Service, station: StationIdentity, rows: list[dict[str, Any]]) -> None:
@@ -168,11 +179,11 @@ def _register(
             if taken.serial == row["serial"]:
                 serials.append(Finding(f"devices[{number}]", "a new serial", row["serial"]))
             else:
-                eks.append(Finding(f"devices[{number}]", "a new EK", f"the EK of {taken.serial}"))
+                eks.append(Finding(f"devices[{number}]", "a new TPM", f"the TPM of {taken.serial}"))
     if serials:
         raise SerialTaken(expected="new serials", actual=f"{len(serials)} known ones", findings=tuple(serials + eks))
     if eks:
-        raise EkTaken(expected="new EKs", actual=f"{len(eks)} known ones", findings=tuple(eks))
+        raise EkTaken(expected="new TPMs", actual=f"{len(eks)} known ones", findings=tuple(eks))
     left = known.budget - known.used - len(rows)
     if left < 0:
         raise BudgetSpent(expected=f"at most {known.budget - known.used} more", actual=len(rows))

@@ -7,10 +7,8 @@ from datetime import datetime, timedelta
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
-from provisioning import logs
+from provisioning import endorsing, logs
 from provisioning.attestation.appraisal import select_pcrs
-from provisioning.attestation.endorsement import RegisteredEk, verify_endorsement
-from provisioning.attestation.evidence import verify_attestation_key
 from provisioning.attesting import TRANSIENT
 from provisioning.authorities import COMMAND
 from provisioning.challenges import InForce, challenge_message, challenge_row, policy_for
@@ -20,14 +18,13 @@ from provisioning.journal import STRANGERS, leaf
 from provisioning.refusals import NotFound, Refusal
 from provisioning.service import Service
 from wire.binding import Flow, key_id
-from wire.codec import b64url, encode, parse_json, parse_rfc3339, unb64url
+from wire.codec import b64url, encode, parse_json, parse_rfc3339
 from wire.envelope import pae, seal
 from wire.messages import (
     PAYLOAD_TYPE,
     Attest,
     Attested,
     CheckForUpdate,
-    EnrollmentRequest,
     Message,
     RefreshTrust,
     Refused,
@@ -237,22 +234,12 @@ async def _with_challenge(service: Service, row: Record, now: datetime) -> bytes
 
 
 async def _challenge(service: Service, flow: Flow, device_id: str, now: datetime) -> tuple[object, dict[str, object]]:
-    """A challenge for the EK and AK on record: the EK is verified again, under today's policy. Raises: Refusal."""
+    """A challenge for the keys on record: who vouches is verified again, under today's policy. Raises: Refusal."""
     device, policy = await service.store.read(lambda tx: _with_policy(tx, service, device_id))
-    request = EnrollmentRequest(
-        ak_public=device.ak_public,
-        pcr_banks=policy.rules.banks,
-        ek_certificate=device.ek_certificate,
-        ek_public=device.ek_public if device.ek_certificate is None else None,
-        ek_intermediates=tuple(
-            unb64url(text) for text in parse_json(device.ek_intermediates.encode(), limit=BODY_MOST)
-        ),
-    )
-    registered = RegisteredEk(device.ek_id, device.ek_trust, device.ek_certificate)
-    ek = verify_endorsement(request, policy.rules, now, registered, service.ek_roots.store)
-    ak = verify_attestation_key(device.ak_public)
-    row = challenge_row(service, flow, device, ak, select_pcrs(policy.rules, policy.rules.banks), policy)
-    return challenge_message(service, row, ek), row
+    request = endorsing.request_of(device, policy.rules.banks)
+    endorsed = endorsing.endorse(service, device, request, policy.rules, now)
+    row = challenge_row(service, flow, device, endorsed.ak, select_pcrs(policy.rules, policy.rules.banks), policy)
+    return challenge_message(service, row, endorsed.ek), row
 
 
 def _with_policy(tx: Connection, service: Service, device_id: str) -> tuple[Record, InForce]:

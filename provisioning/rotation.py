@@ -5,7 +5,6 @@ and of a higher sequence than the one before; its effect is idempotent.
 """
 
 import hashlib
-from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 
@@ -16,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
 
 from provisioning import attesting, challenges, outbox, sessions
-from provisioning.attestation.evidence import verify_activation, verify_evidence, verify_platform
+from provisioning.attestation.evidence import verify_evidence, verify_platform
+from provisioning.attestation.identity import verify_answer
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.tbs import assemble
@@ -24,7 +24,6 @@ from provisioning.issuing import IssuedCertificate, issue, ldevid_order, renew_a
 from provisioning.journal import leaf
 from provisioning.logs import logs_of
 from provisioning.refusals import (
-    ActivationProofWrong,
     ChallengeExpired,
     MessageNotAuthentic,
     MessageOutOfOrder,
@@ -143,7 +142,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
     """Step 3 of a rotation: the same checks, the same road to issue."""
     command = await _command(service, message.in_reply_to, message.device, "rotate")
     received = encode(message.evidence)
-    await _not_late(service, "rotate", command, message.evidence.activation_proof, message.evidence.csr)
+    await _not_late(service, "rotate", command, message.evidence, message.evidence.csr)
     taken = await _take(service, "rotate", command, hashlib.sha256(received).digest())
     if taken.answer is not None:
         await service.ledger.write(lambda tx: commands.hurry(tx, message.device, int(service.clock().timestamp())))
@@ -151,7 +150,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
     evidence = message.evidence
     where = _by_itself(taken, evidence)
     try:
-        activated = verify_activation(evidence.activation_proof, evidence.csr, taken.challenge)
+        activated = verify_answer(evidence, evidence.csr, taken.challenge)
         logs = await logs_of(service, evidence)
         verified = await attesting.judge(verify_evidence, evidence, logs, activated, taken)
         _same_ak(taken)
@@ -210,7 +209,7 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     """The answer to an attest command: the platform again, without a new key."""
     command = await _command(service, message.in_reply_to, message.device, "attest")
     received = encode(message.evidence)
-    await _not_late(service, "attest", command, message.evidence.activation_proof, b"")
+    await _not_late(service, "attest", command, message.evidence, b"")
     taken = await _take(service, "attest", command, hashlib.sha256(received).digest())
     now = service.clock()
     expires = now + timedelta(seconds=service.config.lifetimes.attestation_seconds)
@@ -222,7 +221,7 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     evidence = message.evidence
     where = _by_itself(taken, evidence)
     try:
-        activated = verify_activation(evidence.activation_proof, b"", taken.challenge)
+        activated = verify_answer(evidence, b"", taken.challenge)
         logs = await logs_of(service, evidence)
         verified = await attesting.judge(verify_platform, evidence, logs, activated, taken)
         _same_ak(taken)
@@ -281,7 +280,9 @@ async def _command(service: Service, message_id: str, device_id: str, kind: str)
     return command
 
 
-async def _not_late(service: Service, flow: Flow, command: Record, proof: bytes, csr: bytes) -> None:
+async def _not_late(
+    service: Service, flow: Flow, command: Record, evidence: Evidence | PlatformEvidence, csr: bytes
+) -> None:
     """A device that was away may answer a challenge that was replaced since: no fault of its own, and no answer.
 
     It is asked again. Raises: ChallengeExpired.
@@ -290,9 +291,11 @@ async def _not_late(service: Service, flow: Flow, command: Record, proof: bytes,
         known = await service.store.read(lambda tx, one=earlier: challenges.open_challenge(tx, service, flow, one))  # type: ignore[misc]  # bound now
         if known is None:
             continue
-        with suppress(ActivationProofWrong):
-            verify_activation(proof, csr, known)
-            raise ChallengeExpired(expected="an answer to the last challenge", actual="one to an earlier challenge")
+        try:
+            verify_answer(evidence, csr, known)
+        except Refusal:  # no answer to this one: what else it may be is judged by who called
+            continue
+        raise ChallengeExpired(expected="an answer to the last challenge", actual="one to an earlier challenge")
 
 
 async def _take(service: Service, flow: Flow, command: Record, digest: bytes) -> challenges.Answered:

@@ -220,7 +220,12 @@ def _devices(tx: Connection, records: _Records, report: Report) -> None:
             other = active.setdefault(row.ek_id, row.id)
             if other != row.id:
                 single.faults.append(f"device {row.id}: {other} is in service with the same EK")
-        if records.registrations.get(row.id) != (row.serial, row.ek_id or "", row.assurance, row.ek_trust):
+        if records.registrations.get(row.id) != (
+            row.serial,
+            row.ek_id or row.identity_id or "",
+            row.assurance,
+            row.ek_trust,
+        ):
             registered.faults.append(
                 f"device {row.id}: its serial, EK, assurance or trust is not what the log says was registered"
             )
