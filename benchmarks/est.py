@@ -4,8 +4,7 @@ What a request includes: plain HTTP with keep-alive (no TLS: the token route nee
 is another figure), the token's look-up, base64, the CSR's proof of possession, building and checking the to-be-signed
 bytes, RESERVE with the token's use in one durable commit, the signature in the token, its verification, RECORD with
 leaf and supersession in another, the PKCS#7. Leaves are sequenced and signed and signatures counted beside it, as in
-service. The load comes
-from another process, with requests that were made before.
+service. The load comes from another process, with requests that were made before.
 
 `limit` is what the primitives alone allow on one core in the same run: verify the CSR's signature, sign in SoftHSM2,
 verify the signature. Nothing else: no HTTP, no database. `csr_issue_cpu` sets the worker's processor time, of all its
@@ -44,7 +43,7 @@ from provisioning.app.compose import compose
 from provisioning.app.endpoints import bind_shared
 from provisioning.app.installation import Installation, initialize
 from provisioning.app.signatures import keep_counting
-from provisioning.app.worker import stay_on_one_core
+from provisioning.app.worker import settle_memory, stay_on_one_core
 from provisioning.config import DataDirectory, load_config
 from provisioning.db import devices, est
 from provisioning.db.ledger import Ledger
@@ -243,6 +242,7 @@ async def _serve(root: Path) -> None:
         listener = Listener("device", dispatcher, limits=config.limits, rates=rates)
         bound = bind_shared("127.0.0.1", 0)
         listener.start(bound)
+        settle_memory()
         print(bound.getsockname()[1], flush=True)
         await asyncio.gather(repeat(Duty("log", 1.0, lambda: sequence(service))), keep_counting(service))
 

@@ -6,7 +6,6 @@ the same for each second of the server's own CPU time, which does not depend on 
 """
 
 import asyncio
-import gc
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from sqlalchemy import Connection
 from benchmarks.stack import BIN, FOLDER, Stack, command, host_and_port, running_stack
 from provisioning import crls
 from provisioning.app.compose import compose
+from provisioning.app.worker import settle_memory
 from provisioning.config import DataDirectory, load_config
 from provisioning.db import enrollments, revocations
 from provisioning.issuance.tbs import serial_of
@@ -85,7 +85,7 @@ def long_crl() -> Iterator[dict[str, str | float]]:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=FOLDER) as folder:
         directory = DataDirectory(Path(folder).resolve() / "d")
         command(BIN / "muster", "init", "--ports", "free", "--data-dir", directory.root)
-        gc.freeze()  # as a worker does
+        settle_memory()
         with compose(directory, load_config(directory)) as service:
             asyncio.run(_insert(service, ENTRIES, revoked=True))
             before, start, cpu = _peak_mib(), time.monotonic(), time.process_time()

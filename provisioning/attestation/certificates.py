@@ -149,6 +149,8 @@ def extension_of(certificate: Certificate, oid: bytes) -> bytes | None:
 
     Raises: CertificateMalformed.
     """
+    if oid not in certificate.tbs:  # nowhere, so in no extension: a fifth of the time that a certificate takes
+        return None
     fields = shape.children(certificate.tbs, shape.SEQUENCE)
     for field in fields:
         if field.tag != _EXTENSIONS_TAG:
