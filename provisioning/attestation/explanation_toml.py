@@ -49,8 +49,8 @@ def places(text: str) -> Places:
     """Every value of a valid TOML text. Raises: NotFound."""
     try:
         return _Scanner(text).scan()
-    except (IndexError, RecursionError) as error:
-        raise NotFound("the text ends too early") from error
+    except (LookupError, OverflowError, RecursionError, ValueError) as error:
+        raise NotFound(f"not TOML, as far as it was read: {error}") from error
 
 
 class _Scanner:

@@ -29,7 +29,7 @@ def pcr_key(pcr: int, value: bytes) -> bytes:
 
 def firmware_key(version: int) -> bytes:
     """The hash of a TPM's firmware version."""
-    return value_key("TPM firmware", f"{version:#x}")
+    return value_key("firmware", f"{version:#x}")
 
 
 def shown_digest(pcrs: VerifiedPcrs, findings: Sequence[Finding]) -> bytes:

@@ -31,20 +31,44 @@ CHECKS = {
 }
 """Number of the check (docs/protocol.md, section 1) to its name and what an attacker could do without it."""
 
+FINDINGS_SHOWN = 20
+EVENTS_SHOWN = 12
+
 Name = Annotated[
-    str, typer.Argument(metavar="REFUSAL_ID|DEVICE", help="A refusal's id, or a device (its last refusal).")
+    str,
+    typer.Argument(
+        metavar="REFUSAL_ID|ATTESTATION_ID|DEVICE", help="An id, or a device by id or serial: its last refusal."
+    ),
+]
+Monitor = Annotated[
+    bool, typer.Option("--monitor", help="What the policy's mode let pass last, in the place of a refusal.")
+]
+Unsafe = Annotated[
+    bool,
+    typer.Option(
+        "--show-unsafe", help="Edits, too, of what is unsigned or was seen on few devices. Asking goes into the log."
+    ),
 ]
 
 
 def add_to(app: typer.Typer) -> None:
     """Put the command in."""
-    app.command("explain", epilog=example("muster explain gateway-0017"))(explain)
+    app.command("explain", epilog=example("muster explain gateway-0017", "muster explain gateway-0017 --monitor"))(
+        explain
+    )
 
 
-def explain(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Explain a refusal. Which check, expected and actual, what would make it pass."""
-    path = f"/api/v1/explain/{segment(name, 'refusal id, device id or serial')}"
-    found = operator(directory_of(data_dir)).get(path)
+def explain(
+    name: Name,
+    monitor: Monitor = False,
+    show_unsafe: Unsafe = False,
+    data_dir: DataDir = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Explain a refusal. Which check, expected and actual, what changed, which edit of the policy would accept it."""
+    path = f"/api/v1/explain/{segment(name, 'refusal id, attestation id, device id or serial')}"
+    asked = [f"{flag}=true" for flag, wanted in (("monitor", monitor), ("show_unsafe", show_unsafe)) if wanted]
+    found = operator(directory_of(data_dir)).get(path + ("?" + "&".join(asked) if asked else ""))
     if output is Format.JSON:
         print_json({**found, **_stops(found)})
     else:
@@ -52,29 +76,91 @@ def explain(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE)
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """The refusal as a person reads it."""
+    """The explanation as a person reads it."""
     who = found.get("device") or "a stranger"
     serial = f" (serial {found['serial']})" if found.get("serial") else ""
-    lines = [f"{found['title']} ({found['code']})", ""]
-    lines.append(
-        f"  who       {who}{serial}, by {found['source']}, at {found['at']}, while it wanted to {found['flow']}"
-    )
+    code = f" ({found['code']})" if found.get("code") else ""
+    by = f", by {found['source']}" if found.get("source") else ""
+    lines = [f"{found['title']}{code}", ""]
+    lines.append(f"  who       {who}{serial}{by}, at {found['at']}, while it wanted to {found['flow']}")
     stops = _stops(found)
     if stops:
         lines.append(f"  check     {found['check']}: {stops['check_name']}")
         lines.append(f"  without   an attacker could {stops['without_it']}")
     lines += [f"  {label:<9} {found[label]}" for label in ("expected", "actual") if found.get(label)]
-    for finding in found.get("findings", []):
-        lines += ["", f"  {finding.get('what')}", f"    expected  {finding.get('expected')}"]
-        lines.append(f"    actual    {finding.get('actual')}")
-        if finding.get("cure"):
-            lines.append(f"    cure      {finding['cure']}")
+    findings = found.get("findings", [])
+    for finding in findings[:FINDINGS_SHOWN]:
+        lines += _finding(finding)
+    if len(findings) > FINDINGS_SHOWN:
+        lines += ["", f"  and {len(findings) - FINDINGS_SHOWN} more: muster explain … -o json"]
+    lines += _changed(found)
     if found.get("cure"):
         lines += ["", f"  cure      {found['cure']}"]
+    lines += _edit(found)
     if not found.get("proven_own", True) and found.get("device"):
         lines += ["", "  Not proven to come from the device itself: its health is untouched."]
-    lines.append(f"  refusal   {found['refusal']}")
+    named = "refusal" if found.get("refusal") else "attested"
+    lines.append(f"  {named:<9} {found.get('refusal') or found.get('attestation')}")
     return [clean(line) for line in lines]
+
+
+def _finding(finding: dict[str, Any]) -> list[str]:
+    lines = ["", f"  {finding.get('what')}", f"    expected  {finding.get('expected')}"]
+    lines.append(f"    actual    {finding.get('actual')}")
+    if finding.get("cure"):
+        lines.append(f"    cure      {finding['cure']}")
+    if "others" in finding:
+        more = " or more" if finding.get("others_at_least") else ""
+        lines.append(f"    seen on   {finding['others']}{more} other devices of the model")
+        lines.append(f"    signed    {'yes' if finding.get('signed') else 'no'}: {finding.get('why')}")
+    if finding.get("withheld") and not finding.get("edit"):
+        lines.append(f"    edit      withheld, {finding['withheld']}")
+    return lines
+
+
+def _changed(found: dict[str, Any]) -> list[str]:
+    """What is different since the device last passed."""
+    changed = found.get("changed")
+    if not changed:
+        return []
+    since = changed.get("since") or {}
+    lines = ["", f"  changed since it passed at {since.get('at')}"]
+    lines += [f"    PCR {one['pcr']}: {one['before']} -> {one['now']}" for one in changed.get("pcrs", [])]
+    for event in changed.get("events", [])[:EVENTS_SHOWN]:
+        before, now = event.get("before") or {}, event.get("now") or {}
+        texts = " -> ".join(text for text in (before.get("text"), now.get("text")) if text)
+        number = (now or before).get("event")
+        lines.append(f"    PCR {event['pcr']}, event {number} {event['change']}: {texts}")
+    files = changed.get("files", [])
+    lines += [f"    {one['path']}: {one['before'] or 'not measured'} -> {one['now']}" for one in files[:EVENTS_SHOWN]]
+    hidden = max(0, len(changed.get("events", [])) - EVENTS_SHOWN) + max(0, len(files) - EVENTS_SHOWN)
+    hidden += changed.get("more_events", 0) + changed.get("more_files", 0)
+    if hidden:
+        lines.append(f"    and {hidden} more: muster explain … -o json")
+    if changed.get("firmware"):
+        lines.append(f"    TPM firmware: {changed['firmware']['before']} -> {changed['firmware']['now']}")
+    return lines if len(lines) > 2 else [*lines, "    nothing that was quoted or logged"]  # noqa: PLR2004  the head
+
+
+def _edit(found: dict[str, Any]) -> list[str]:
+    """The edit that would accept this evidence, or why it is not shown."""
+    policy = found.get("policy")
+    if not policy:
+        return []
+    if policy.get("accepts_it_now"):
+        return ["", f"  policy    version {policy['version']}, now in force, accepts it"]
+    edits = (
+        [found["edit"]] if found.get("edit") else [one["edit"] for one in found.get("findings", []) if one.get("edit")]
+    )
+    if not edits:
+        return ["", f"  edit      withheld: {found['withheld']}"] if found.get("withheld") else []
+    lines = [
+        "",
+        f"  edit of version {policy['version']} of {policy['model']}'s policy, which is applied by nobody here:",
+    ]
+    for edit in edits:
+        lines += [f"    {line}" for line in edit["diff"].splitlines()[2:]]
+    return [*lines, f"  {found['second_person']}"] if found.get("second_person") else lines
 
 
 def _stops(found: dict[str, Any]) -> dict[str, str]:

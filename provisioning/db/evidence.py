@@ -9,8 +9,9 @@ from provisioning.db.columns import table_of
 from provisioning.db.devices import Record, device
 from provisioning.db.evidence_tables import RefusedEvidence, Shown
 from provisioning.db.prepared import Prepared, prepared_insert
+from provisioning.db.tables import Attestation
 
-refused, shown = table_of(RefusedEvidence), table_of(Shown)
+refused, shown, attestation = table_of(RefusedEvidence), table_of(Shown), table_of(Attestation)
 
 OUT_OF_SERVICE = ("revoked", "decommissioned")
 """States of a device whose values count for nothing any more."""
@@ -34,6 +35,19 @@ def keep_refused(tx: Connection, row: dict[str, Any], most: int) -> None:
 def refused_evidence(tx: Connection, refusal_id: str) -> Record | None:
     """The evidence of one refusal, where it is still kept."""
     return cast("Record | None", tx.execute(select(refused).where(refused.c.refusal_id == refusal_id)).first())
+
+
+def attestation_by_id(tx: Connection, attestation_id: str) -> Record | None:
+    """One evidence that passed."""
+    return tx.execute(select(attestation).where(attestation.c.id == attestation_id)).first()
+
+
+def findings_of_passed(tx: Connection, device_id: str, until: int, most: int) -> list[Record]:
+    """Id, time and findings of a device's newest evidence that passed until then: at most so many, newest first."""
+    mine = (attestation.c.device_id == device_id, attestation.c.at <= until)
+    columns = (attestation.c.id, attestation.c.at, attestation.c.findings)
+    order = (attestation.c.at.desc(), attestation.c.id.desc())
+    return list(tx.execute(select(*columns).where(*mine).order_by(*order).limit(most)))
 
 
 def put_shown(tx: Connection, device_id: str, model: str, values: Iterable[bytes], digest: bytes) -> None:
