@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -39,7 +39,8 @@ class ImaText:
 
 def ima_of(written: ImaText) -> ImaPolicy:
     """The policy's part about IMA. Raises: MalformedMessage."""
-    demand(bool(written.files.strip() or written.keys), "ima", "has neither files nor keys: nothing could pass")
+    files = _files(written.files)
+    demand(bool(files or written.keys), "ima", "has neither files nor keys: nothing could pass")
     for number, pattern in enumerate(written.excludes):
         where = f"ima.excludes[{number}]"
         demand(pattern.count("*") <= 1, where, "has more than one *")
@@ -47,7 +48,7 @@ def ima_of(written: ImaText) -> ImaPolicy:
         demand(named, where, "is neither an absolute path nor the name of a buffer")
         demand(pattern.lstrip("/") != "*", where, "excludes everything")
     return ImaPolicy(
-        files=MappingProxyType(_files(written.files)),
+        files=MappingProxyType(files),
         keys=tuple(_key(f"ima.keys[{number}]", text) for number, text in enumerate(written.keys)),
         excludes=written.excludes,
         boot_aggregate=written.boot_aggregate,
@@ -56,7 +57,7 @@ def ima_of(written: ImaText) -> ImaPolicy:
     )
 
 
-def _files(text: str) -> Mapping[FileDigest, frozenset[str] | None]:
+def _files(text: str) -> dict[FileDigest, frozenset[str] | None]:
     """By digest, what the file may be called; a line without a path is for any."""
     found: dict[FileDigest, set[str] | None] = {}
     for digest, path in _lines(text):
