@@ -1,50 +1,289 @@
-"""What operators decide about policies. JSON-ready values; no row leaves."""
+"""What operators decide about policies: set, proposed, promoted by another. JSON-ready values; no row leaves."""
 
+import asyncio
+import difflib
+import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
-from provisioning import ek_roots
-from provisioning.attestation.policy import parse_policy
-from provisioning.db import leaves, policies
+from provisioning import ek_roots, rejudging
+from provisioning.attestation.learning import learned
+from provisioning.attestation.policy import Policy, parse_policy
+from provisioning.db import devices, leaves, policies
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound
+from provisioning.refusals import NotFound, RequestMalformed, SecondPersonRequired, StateConflict
 from provisioning.service import Service
 from wire.codec import rfc3339
+from wire.topics import is_device_id
 
 Json = dict[str, object]
+DRAFTS_MOST = 50
+"""Drafts of one model that may wait at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Which policy is meant: a version of a model, or that in force for a group of it (None: for the model)."""
+
+    model: str
+    group: str | None = None
+    version: int | None = None
 
 
 async def set_policy(service: Service, text: str, *, by: str) -> Json:
-    """The next version of a model's policy. Raises: PolicyMalformed."""
-    policy = parse_policy(text)
-    await service.ek_roots.refresh(service.store)  # another worker may have imported it a moment ago
-    ek_roots.verify_named(text, service.ek_roots.store)
+    """The next version of a model's policy, in force at once: one person's decision.
+
+    Not this way goes what needs two: another mode, and a text that accepts what devices were refused for.
+
+    Raises: PolicyMalformed, SecondPersonRequired, StateConflict (another one was put into force meanwhile).
+    """
+    policy = await _checked(service, text)
+    before = await service.store.read(lambda tx: policies.newest_policy(tx, policy.model, policy.group))
+    if before is not None and before.text != text:
+        await _verify_one_person_may(service, before, policy)
     now = service.clock()
-    entry = leaf(service, "policy", now, model=policy.model, text=text, by=by)
+    said = {"model": policy.model, "group": policy.group, "mode": policy.mode, "text": text}
+    entry = leaf(service, "policy", now, **said, by=by)
 
     def write(tx: Connection) -> Json:
-        version = policies.add_policy(tx, model=policy.model, text=text, now=int(now.timestamp()), by=by)
+        still = policies.newest_policy(tx, policy.model, policy.group)
+        if (still and still.id) != (before and before.id):
+            raise StateConflict(expected="the policy that was in force", actual="another one since; look, and repeat")
+        version = policies.add_policy(
+            tx, model=policy.model, group=policy.group, text=text, now=int(now.timestamp()), by=by
+        )
         leaves.add(tx, entry)
-        return {"model": policy.model, "version": version}
+        return {"model": policy.model, "group": policy.group, "version": version, "state": "active"}
 
     return await service.ledger.write(write)
 
 
+async def propose_policy(service: Service, text: str, *, by: str) -> Json:
+    """A draft: the next version of a model's policy, which counts for nothing until another person promotes it.
+
+    Raises: PolicyMalformed, StateConflict (too many drafts wait).
+    """
+    policy = await _checked(service, text)
+    now = service.clock()
+    said = {"model": policy.model, "group": policy.group, "mode": policy.mode, "text": text}
+    entry = leaf(service, "policy-draft", now, **said, by=by)
+
+    def write(tx: Connection) -> Json:
+        if policies.count_drafts(tx, policy.model) >= DRAFTS_MOST:
+            raise StateConflict(expected=f"at most {DRAFTS_MOST} drafts of a model", actual="one more; promote one")
+        version = policies.add_draft(
+            tx, model=policy.model, group=policy.group, text=text, now=int(now.timestamp()), by=by
+        )
+        leaves.add(tx, entry)
+        return {"model": policy.model, "group": policy.group, "version": version, "state": "draft"}
+
+    return await service.ledger.write(write)
+
+
+async def promote_policy(service: Service, model: str, version: int, *, by: str) -> Json:
+    """A draft into force, by another person than the one who proposed it.
+
+    Not proven: that two names are two people. An admin can make operators; the log says which, and when.
+
+    Raises: NotFound, PolicyMalformed (a root that it names is gone), StateConflict, SecondPersonRequired.
+    """
+    wanted = Named(model, version=version)
+    draft = await service.store.read(lambda tx: _found(tx, wanted))
+    policy = await _checked(service, draft.text)
+    now = service.clock()
+    at = int(now.timestamp())
+
+    def write(tx: Connection) -> Json:
+        row = _found(tx, wanted)
+        if row.state != "draft":
+            raise StateConflict(expected="a draft", actual=f"version {version} is {row.state}")
+        if row.created_by == by:
+            raise SecondPersonRequired(expected=f"another operator than {by}, who proposed it", actual=by)
+        before = policies.own(tx, model, row.group)
+        if before is not None and before.version > version:
+            raise StateConflict(
+                expected=f"a draft that is newer than version {before.version}, which is in force", actual=version
+            )
+        policies.put_into_force(tx, row, now=at, by=by)
+        leaves.add(tx, entry)
+        known = None if before is None else before.version
+        return {**_shown(row), "state": "active", "promoted": rfc3339(now), "promoted_by": by, "before": known}
+
+    said = {"model": model, "group": policy.group, "version": version, "mode": policy.mode}
+    entry = leaf(service, "policy-promotion", now, **said, text=draft.text, proposed_by=draft.created_by, by=by)
+    return await service.ledger.write(write)
+
+
 async def list_policies(service: Service) -> list[Json]:
-    """The policy in force of every model."""
-    return [_policy(row) for row in await service.store.read(policies.in_force)]
+    """The policies in force of every model and group, and the drafts."""
+    return [_shown(row) for row in await service.store.read(policies.current)]
 
 
-async def show_policy(service: Service, model: str) -> Json:
-    """One model's policy, whole. Raises: NotFound."""
-    row = await service.store.read(lambda tx: policies.newest_policy(tx, model, None))
+async def show_policy(service: Service, wanted: Named) -> Json:
+    """One policy, whole. Raises: NotFound."""
+    row = await service.store.read(lambda tx: _found(tx, wanted))
+    return {**_shown(row), "toml": row.text}
+
+
+async def compare(service: Service, wanted: Named, to: int | None, text: str | None) -> Json:
+    """What another text, or version, changes of a policy: the lines, as `diff -u` has them.
+
+    `to`: a version; where neither is given, the newest draft. Raises: NotFound, PolicyMalformed.
+    """
+    if text is not None:
+        parse_policy(text)
+
+    def read(tx: Connection) -> tuple[Record, Record | None]:
+        before = _found(tx, wanted)
+        if text is not None:
+            return before, None
+        if to is not None:
+            return before, _found(tx, Named(wanted.model, version=to))
+        draft = policies.newest_draft(tx, wanted.model, before.group)
+        if draft is None:
+            raise NotFound(expected="a draft to compare with", actual=f"{wanted.model} has none")
+        return before, draft
+
+    before, after = await service.store.read(read)
+    new = after.text if after is not None else text or ""
+    old, named = f"version {before.version}", "the file" if after is None else f"version {after.version}"
+    lines = list(difflib.unified_diff(before.text.splitlines(), new.splitlines(), old, named, lineterm="", n=2))
+    version = None if after is None else after.version
+    return {"model": before.model, "from": before.version, "to": version, "changed": bool(lines), "lines": lines}
+
+
+async def test_policy(
+    service: Service, text: str | None, wanted: Named | None, behind: str, *, every: bool, by: str
+) -> Json:
+    """One page of: who would fail, were this policy in force and enforced? `behind` is the place that a page ended at.
+
+    A text, or a version that is known; without its number the newest draft of the model and group, else the policy in
+    force. Stored evidence is verified and judged again, each device's newest or `every` one. A run is one leaf.
+
+    Raises: RequestMalformed, PolicyMalformed, NotFound.
+    """
+    if (text is None) == (wanted is None):
+        raise RequestMalformed(expected="either a text or a model", actual="both, or neither")
+    place = rejudging.place_from(behind)
+    known: Json = {"version": None, "state": None}
+    if wanted is not None:
+        row = await service.store.read(lambda tx: _tested(tx, wanted))
+        text, known = row.text, {"version": row.version, "state": row.state}
+    policy = await _checked(service, text or "")
+    said = {"model": policy.model, "group": policy.group, "mode": policy.mode, **known}
+    if not behind:
+        digest = hashlib.sha256((text or "").encode()).digest()
+        entry = leaf(service, "policy-test", service.clock(), **said, text_sha256=digest, by=by)
+        await service.ledger.write(lambda tx: leaves.add(tx, entry))
+    page = await rejudging.judge_page(service, policy, place, every=every)
+    return {**said, "judged": page.judged, "devices": page.rows, "behind": rejudging.place_text(page.behind)}
+
+
+async def learn_policy(service: Service, wanted: Named, names: tuple[str, ...], *, by: str) -> Json:
+    """A policy's text with the values that chosen devices showed: `names`, or else its own `learn_from`.
+
+    Their newest evidence counts, verified again from its stored bytes. Nothing is put into force, nor proposed.
+
+    Raises: NotFound, RequestMalformed, PolicyMalformed, StateConflict, and what stored evidence is refused with.
+    """
+    row = await service.store.read(lambda tx: _found(tx, wanted))
+    policy = parse_policy(row.text)
+    chosen = tuple(dict.fromkeys(names or policy.learn_from))
+    if not 1 <= len(chosen) <= rejudging.LEARNED_MOST:
+        most = f"1 to {rejudging.LEARNED_MOST} devices: learn_from of the policy, or named here"
+        raise RequestMalformed(expected=most, actual=len(chosen))
+    lessons, without = await rejudging.lessons_of(service, policy, chosen)
+    now = service.clock()
+    head = [f"{policy.model}: learned from version {row.version} and {len(lessons.serials)} devices, {rfc3339(now)}."]
+    head += [f"No evidence yet: {', '.join(without)}."] if without else []
+    text = await asyncio.to_thread(learned, row.text, lessons, head)
+    said = {"model": policy.model, "group": policy.group, "version": row.version}
+    told = {"learned_from": lessons.serials, "without_evidence": without}
+    digest = hashlib.sha256(text.encode()).digest()
+    entry = leaf(service, "policy-learning", now, **said, **told, text_sha256=digest, by=by)
+    await service.ledger.write(lambda tx: leaves.add(tx, entry))
+    return {**said, **told, "toml": text}
+
+
+async def set_group(service: Service, name: str, group: str | None, *, by: str) -> Json:
+    """The group of a device, whose policy counts for it from its next challenge on; None: only the model's.
+
+    Raises: RequestMalformed, NotFound, StateConflict.
+    """
+    if group is not None and not is_device_id(group):
+        raise RequestMalformed(expected="a group of 1 to 63 characters of a-z 0-9 . _ -", actual=group)
+    entry = leaf(service, "device-group", service.clock(), device=name, group=group, by=by)
+
+    def write(tx: Connection) -> Json:
+        device = devices.by_name(tx, name)
+        if device is None:
+            raise NotFound(expected="a device's id or serial", actual=name)
+        if device.state in ("revoked", "decommissioned"):
+            raise StateConflict(expected="a device in service", actual=device.state)
+        devices.change(tx, device.id, group=group)
+        leaves.add(tx, entry)
+        policy = policies.newest_policy(tx, device.model, group)
+        version = None if policy is None else policy.version
+        return {"device": device.id, "group": group, "before": device.group, "policy_version": version}
+
+    return await service.ledger.write(write)
+
+
+async def _checked(service: Service, text: str) -> Policy:
+    """A text that could be in force. Raises: PolicyMalformed."""
+    policy = parse_policy(text)
+    await service.ek_roots.refresh(service.store)  # another worker may have imported it a moment ago
+    ek_roots.verify_named(text, service.ek_roots.store)
+    return policy
+
+
+async def _verify_one_person_may(service: Service, before: Record, after: Policy) -> None:
+    """Raises: SecondPersonRequired."""
+    old = parse_policy(before.text)
+    if old.mode != after.mode:
+        raise SecondPersonRequired(expected=f"the mode {old.mode}, which is in force", actual=f"the mode {after.mode}")
+    accepted = await rejudging.accepts_what_was_refused(service, old, after)
+    if accepted:
+        raise SecondPersonRequired(
+            expected="a policy that refuses what was refused", actual="one that accepts it", findings=accepted
+        )
+
+
+def _found(tx: Connection, wanted: Named) -> Record:
+    """Raises: NotFound."""
+    if wanted.version is not None:
+        row = policies.by_version(tx, wanted.model, wanted.version)
+    else:
+        row = policies.newest_policy(tx, wanted.model, wanted.group)
     if row is None:
-        raise NotFound(expected="a model with a policy", actual=model)
-    return {**_policy(row), "toml": row.text}
+        known = ", ".join(str(one.version) for one in policies.versions(tx, wanted.model)) or "none"
+        actual = wanted.model if wanted.version is None else f"{wanted.model}, version {wanted.version}"
+        raise NotFound(expected=f"a model with a policy (versions: {known})", actual=actual)
+    return row
 
 
-def _policy(row: Record) -> Json:
-    created = rfc3339(datetime.fromtimestamp(row.created_at, UTC))
-    return {"model": row.model, "version": row.version, "created": created, "by": row.created_by}
+def _tested(tx: Connection, wanted: Named) -> Record:
+    """Raises: NotFound."""
+    draft = None if wanted.version is not None else policies.newest_draft(tx, wanted.model, wanted.group)
+    return _found(tx, wanted) if draft is None else draft
+
+
+def _shown(row: Record) -> Json:
+    return {
+        "model": row.model,
+        "group": row.group or None,
+        "version": row.version,
+        "state": row.state,
+        "mode": parse_policy(row.text).mode,
+        "created": _time(row.created_at),
+        "by": row.created_by,
+        "promoted": _time(row.promoted_at),
+        "promoted_by": row.promoted_by,
+    }
+
+
+def _time(at: int | None) -> str | None:
+    return None if at is None else rfc3339(datetime.fromtimestamp(at, UTC))

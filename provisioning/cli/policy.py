@@ -1,117 +1,235 @@
-"""Policies: what a model's devices must be and boot."""
+"""Policies: what a model's devices must be and boot. Set, or proposed, tried on stored evidence and promoted."""
 
-import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from provisioning.cli.client import RefusedByService, operator, segment
-from provisioning.cli.failures import Failed
-from provisioning.cli.output import DataDir, Format, Output, directory_of, example, print_json, print_records, show
+from provisioning.cli.failures import REFUSED, Failed
+from provisioning.cli.output import (
+    DataDir,
+    Format,
+    Output,
+    clean,
+    directory_of,
+    example,
+    note,
+    print_json,
+    print_records,
+    show,
+)
+from provisioning.cli.policy_files import with_certificates
 
-POLICY_MOST = 128 * 1024
-PEM_MOST = 256 * 1024
-_FILE_LINE = re.compile(r"(?P<indent>\s*)certificate_file\s*=\s*(?P<value>\"[^\"]*\"|'[^']*')\s*(?:#.*)?")
+_PATH = "/api/v1/policies"
+_LISTED = ("model", "group", "version", "state", "mode", "created", "by", "promoted_by")
+_TESTED = ("serial", "attested", "verdict", "what", "expected", "actual")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="TOML; roots may name certificate_file = PATH.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
+Group = Annotated[str | None, typer.Option("--group", metavar="G", help="The policy of this group of the model.")]
+Version = Annotated[int | None, typer.Option("--version", metavar="N", min=1, help="Another than that in force.")]
+Draft = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The draft's version.")]
+To = Annotated[str, typer.Option("--to", metavar="VERSION|FILE", help="With what.  [default: the newest draft]")]
+Subject = Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A policy's file, or a model (its newest draft).")]
+Every = Annotated[bool, typer.Option("--all", help="All stored evidence, not only each device's newest.")]
+From = Annotated[list[str] | None, typer.Option("--device", metavar="D", help="Learn from this one; repeatable.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands in."""
-    group = typer.Typer(help="Policies, one a model.", no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(
+        help="Policies: set, propose, promote; show, list, diff, test, learn.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
     group.command("set", epilog=example("muster policy set gateway.toml"))(set_policy)
-    group.command("show", epilog=example("muster policy show gateway"))(show_policy)
+    group.command("propose", epilog=example("muster policy propose gateway.toml"))(propose)
+    group.command("promote", epilog=example("muster policy promote gateway 7"))(promote)
+    group.command("show", epilog=example("muster policy show gateway", "muster policy show gateway --version 6"))(
+        show_policy
+    )
     group.command("list", epilog=example("muster policy list"))(list_policies)
+    group.command("diff", epilog=example("muster policy diff gateway", "muster policy diff gateway --to new.toml"))(
+        diff
+    )
+    group.command("test", epilog=example("muster policy test new.toml", "muster policy test gateway --version 7"))(
+        try_policy
+    )
+    group.command("learn", epilog=example("muster policy learn gateway > learned.toml"))(learn)
     app.add_typer(group, name="policy")
 
 
 def set_policy(file: File, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Set the next version of a model's policy. It counts from the next challenge on."""
-    text = with_certificates(file)
-    client = operator(directory_of(data_dir))
-    try:
-        show(output, client.send("PUT", "/api/v1/policies", {"toml": text}))
-    except RefusedByService as refused:
-        raise Failed(f"{file}: {refused.lines[0]}") from refused
+    """Put a policy into force at once. Another mode, or accepting what was refused, needs propose and promote."""
+    show(output, _sent(file, data_dir, "PUT", _PATH))
 
 
-def show_policy(model: Model, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+def propose(file: File, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Propose a policy: a draft that counts for nothing until another operator promotes it."""
+    kept = _sent(file, data_dir, "POST", "/api/v1/policy-drafts")
+    show(output, kept)
+    note(f"a draft; try it: muster policy test {kept['model']} --version {kept['version']}")
+
+
+def promote(model: Model, version: Draft, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Put a draft into force that another operator proposed. Look first: muster policy diff, muster policy test."""
+    path = f"{_PATH}/{segment(model, 'model')}/promote"
+    show(output, operator(directory_of(data_dir)).send("POST", path, {"version": version}))
+
+
+def show_policy(
+    model: Model,
+    data_dir: DataDir = None,
+    output: Output = Format.TABLE,
+    group: Group = None,
+    version: Version = None,
+) -> None:
     """Show a model's policy, as it was set."""
-    path = f"/api/v1/policies/{segment(model, 'model')}"
-    found = operator(directory_of(data_dir)).get(path)
+    found = operator(directory_of(data_dir)).get(_path(model, "", group=group, version=version))
     if output is Format.JSON:
         print_json(found)
         return
-    print(f"# model {found['model']}, version {found['version']}, set {found['created']} by {found['by']}")
+    of_group = "" if found["group"] is None else f", group {found['group']}"
+    head = f"model {found['model']}{of_group}, version {found['version']}, {found['state']}"
+    print(clean(f"# {head}, set {found['created']} by {found['by']}"))
     print("\n".join(line for line in found["toml"].splitlines()))
 
 
 def list_policies(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """List the policies in force."""
-    found = operator(directory_of(data_dir)).get("/api/v1/policies")
+    """List the policies in force, and the drafts."""
+    found = operator(directory_of(data_dir)).get(_PATH)
     if output is Format.JSON:
         print_json(found)
     else:
-        print_records(found["policies"], ("model", "version", "created", "by"))
+        print_records(found["policies"], _LISTED)
 
 
-def with_certificates(file: Path) -> str:
-    """The policy's text with each `certificate_file` as PEM text in its place; every line keeps its number.
+def diff(
+    model: Model, data_dir: DataDir = None, output: Output = Format.TABLE, to: To = "", group: Group = None
+) -> None:
+    """Show what a draft, a version or a file changes of the policy in force."""
+    client = operator(directory_of(data_dir))
+    if to and not _is_version(to):
+        body = {"toml": with_certificates(Path(to)), "group": group}
+        found = _named(Path(to), lambda: client.send("POST", _path(model, "/diff"), body))
+    else:
+        found = client.get(_path(model, "/diff", group=group, to=to or None))
+    if output is Format.JSON:
+        print_json(found)
+        return
+    for line in found["lines"]:
+        print(clean(line))
+    if not found["changed"]:
+        note("no difference")
 
-    Raises: Failed, OSError.
+
+def try_policy(
+    subject: Subject,
+    data_dir: DataDir = None,
+    output: Output = Format.TABLE,
+    group: Group = None,
+    version: Version = None,
+    every: Every = False,
+) -> None:
+    """Judge stored evidence by a policy, as if it were enforced: who would fail, and why. Status 1 if somebody would.
+
+    The newest evidence of each device counts. What the policy asks for and no evidence shows yet is "unjudged".
     """
-    with file.open("rb") as opened:
-        data = opened.read(POLICY_MOST + 1)
-    if len(data) > POLICY_MOST:
-        raise Failed(f"{file}: is larger than {POLICY_MOST // 1024} KiB; is it a policy?")
-    text = _decoded(file, data)
-    if not _files_of(file, text):
-        return text
-    lines = text.split("\n")
-    for number, line in enumerate(lines):
-        if (match := _FILE_LINE.fullmatch(line.rstrip("\r"))) is not None:
-            path = file.parent / tomllib.loads(f"path = {match['value']}")["path"]
-            lines[number] = f"{match['indent']}certificate = {_basic_string(_pem(file, number + 1, path))}"
-    inlined = "\n".join(lines)
-    if left := _files_of(file, inlined):
-        raise Failed(f"{file}: certificate_file = {left[0]!r} does not stand on a line of its own; put it there")
-    return inlined
+    client, file = operator(directory_of(data_dir)), Path(subject)
+    asked: dict[str, Any] = {"every": every}
+    if file.is_file() or file.suffix == ".toml" or "/" in subject:
+        if group is not None or version is not None:
+            raise Failed(f"{subject}: a file says its model and group itself; leave --group and --version out")
+        asked |= {"toml": with_certificates(file)}
+    else:
+        asked |= {"model": segment(subject, "model"), "group": group, "version": version}
+    result: dict[str, Any] = {"judged": 0, "devices": []}
+    behind: str | None = ""
+    while behind is not None:
+        page = _named(file, lambda at=behind: client.send("POST", "/api/v1/policy-tests", {**asked, "behind": at}))
+        if "model" in asked:
+            asked["version"] = page["version"]  # a draft that is proposed meanwhile is not this one
+        behind = page.pop("behind")
+        told = {"judged": result["judged"] + page["judged"], "devices": [*result["devices"], *page["devices"]]}
+        result = {**page, **told}
+    _tell(output, result)
 
 
-def _decoded(file: Path, data: bytes) -> str:
+def learn(
+    model: Model,
+    data_dir: DataDir = None,
+    output: Output = Format.TABLE,
+    group: Group = None,
+    version: Version = None,
+    device: From = None,
+) -> None:
+    """Print a policy whose reference values are those that chosen devices showed: learn_from, or --device.
+
+    Look at it, then: muster policy propose FILE. Devices that were compromised when they attested teach just that.
+    """
+    body = {"group": group, "version": version, "devices": device or []}
+    path = _path(model, "/learn")
+    found = operator(directory_of(data_dir)).send("POST", path, body)
+    if output is Format.JSON:
+        print_json(found)
+        return
+    print(found["toml"], end="")
+    if found["without_evidence"]:
+        note(f"no evidence of {', '.join(found['without_evidence'])}")
+
+
+def _tell(output: Format, result: dict[str, Any]) -> None:
+    """The result of a test. Raises: typer.Exit."""
+    counts = {verdict: sum(row["verdict"] == verdict for row in result["devices"]) for verdict in ("fail", "unjudged")}
+    counts = {"pass": result["judged"] - sum(counts.values()), **counts}
+    if output is Format.JSON:
+        print_json({**result, **counts})
+    else:
+        rows = [line for row in result["devices"] for line in _lines(row)]
+        if rows:
+            print_records(rows, _TESTED)
+        version = "" if result["version"] is None else f", version {result['version']}"
+        of_group = "" if result["group"] is None else f", group {result['group']}"
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        note(f"model {result['model']}{of_group}{version}: {result['judged']} judged, {told}")
+    if result["devices"]:
+        raise typer.Exit(REFUSED)
+
+
+def _lines(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """One line for each thing that a person must mend."""
+    shared = {"serial": row["serial"], "attested": row["at"], "verdict": row["verdict"]}
+    lines: list[dict[str, Any]] = []
+    for refusal in row["refusals"]:
+        found = refusal["findings"] or [{"what": refusal["title"], **{k: refusal[k] for k in ("expected", "actual")}}]
+        lines += [{**shared, **finding} for finding in found]
+    lines += [
+        {**shared, "what": lack, "expected": "in the evidence", "actual": "not there yet"} for lack in row["lacks"]
+    ]
+    return lines
+
+
+def _sent(file: Path, data_dir: Path | None, method: str, path: str) -> dict[str, Any]:
+    """A policy's file to the service. Raises: Failed, OSError."""
+    text = with_certificates(file)
+    client = operator(directory_of(data_dir))
+    return _named(file, lambda: client.send(method, path, {"toml": text}))
+
+
+def _named(file: Path, ask: Any) -> dict[str, Any]:  # noqa: ANN401  a call without arguments
+    """The answer; a refusal says which file it is about. Raises: Failed."""
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise Failed(f"{file}: line {line}: is not UTF-8; save the file as UTF-8") from error
+        found: dict[str, Any] = ask()
+    except RefusedByService as refused:
+        raise Failed(f"{clean(file)}: {refused.lines[0]}") from refused
+    return found
 
 
-def _files_of(file: Path, text: str) -> list[Any]:
-    try:
-        parsed = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end
-        raise Failed(f"{file}: is not TOML: {error}; correct that line") from error
-    found = [parsed.get(name, []) for name in ("ek_roots", "identity_roots")]
-    tables = [table for roots in found if isinstance(roots, list) for table in roots]
-    return [root["certificate_file"] for root in tables if isinstance(root, dict) and "certificate_file" in root]
+def _is_version(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
-def _pem(file: Path, line: int, path: Path) -> str:
-    try:
-        with path.open("rb") as opened:
-            data = opened.read(PEM_MOST + 1)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "is no path"
-        raise Failed(f"{file}: line {line}: {path}: {why}; name a PEM file, relative to the policy") from error
-    if len(data) > PEM_MOST or b"-----BEGIN CERTIFICATE-----" not in data or not data.isascii():
-        raise Failed(f"{file}: line {line}: {path}: holds no PEM certificate; convert it: openssl x509 -inform DER")
-    return data.decode("ascii")
-
-
-def _basic_string(text: str) -> str:
-    """The text as a TOML basic string on one line."""
-    escaped = text.replace("\r\n", "\n").replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+def _path(model: str, what: str, **fields: object) -> str:
+    given = [f"{name}={segment(str(value), name)}" for name, value in fields.items() if value is not None]
+    return f"{_PATH}/{segment(model, 'model')}{what}" + ("?" + "&".join(given) if given else "")

@@ -104,3 +104,9 @@ def add_policy(tx: Connection, *, model: str, text: str, now: int, by: str, grou
         raise LookupError(f"version {version} of {model}, inserted a moment ago")
     put_into_force(tx, row, now=now, by=None)
     return version
+
+
+def count_drafts(tx: Connection, model: str) -> int:
+    """How many drafts of a model wait, whatever their group."""
+    mine = (policy.c.model == model, policy.c.state == "draft")
+    return int(tx.execute(select(func.count()).where(*mine)).scalar_one())

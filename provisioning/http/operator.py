@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from provisioning import certificate_profiles, explaining, inventory, outbox, policies, revoking, tokens, updates
+from provisioning import certificate_profiles, explaining, inventory, outbox, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
 from provisioning.access.rates import Rate, RateTable
 from provisioning.config import Limits
 from provisioning.factory import add_station
-from provisioning.http import ca, ek_roots, operators, results
+from provisioning.http import ca, ek_roots, operators, policies, results
 from provisioning.http.auth import operator_of
 from provisioning.http.exchange import NO_STORE, Call, Route, query, reply, too_many
 from provisioning.http.files import receive_file
@@ -38,13 +38,6 @@ class Revocation:
     """`reason`: one of RFC 5280's, as `revocation.REASONS` names them. Only `certificate-hold` can be released."""
 
     reason: Annotated[str, Cap(64)] = "unspecified"
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyText:
-    """A model's policy, as `muster policy set` reads it."""
-
-    toml: Annotated[str, Cap(128 * 1024)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +178,6 @@ async def _revoke_est_token(asked: Asked) -> object:
     return await tokens.revoke_token(asked.call.service, asked.name, by=asked.operator.name)
 
 
-async def _set_policy(asked: Asked) -> object:
-    return await policies.set_policy(asked.call.service, asked.body.toml, by=asked.operator.name)
-
-
-async def _policies(asked: Asked) -> object:
-    return {"policies": await policies.list_policies(asked.call.service)}
-
-
-async def _policy(asked: Asked) -> object:
-    return await policies.show_policy(asked.call.service, asked.name)
-
-
 async def _set_profile(asked: Asked) -> object:
     return await certificate_profiles.set_profile(asked.call.service, asked.body.toml, by=asked.operator.name)
 
@@ -283,9 +264,28 @@ TABLE = (
     OperatorRoute("POST", "/api/v1/est-tokens", Role.ADMIN, _create_est_token, NewEstToken, 201),
     OperatorRoute("GET", "/api/v1/est-tokens", Role.VIEWER, _est_tokens),
     OperatorRoute("POST", "/api/v1/est-tokens/{name}/revoke", Role.OPERATOR, _revoke_est_token),
-    OperatorRoute("PUT", "/api/v1/policies", Role.ADMIN, _set_policy, PolicyText),
-    OperatorRoute("GET", "/api/v1/policies", Role.VIEWER, _policies),
-    OperatorRoute("GET", "/api/v1/policies/{name}", Role.VIEWER, _policy),
+    OperatorRoute("POST", "/api/v1/devices/{name}/group", Role.ADMIN, policies.set_group, policies.GroupName),
+    OperatorRoute(
+        *("PUT", "/api/v1/policies", Role.ADMIN, policies.put, policies.PolicyText),
+        body_most=policies.BODY_MOST,
+    ),
+    OperatorRoute("GET", "/api/v1/policies", Role.VIEWER, policies.every),
+    OperatorRoute("GET", "/api/v1/policies/{name}", Role.VIEWER, policies.one),
+    OperatorRoute("GET", "/api/v1/policies/{name}/diff", Role.VIEWER, policies.compare),
+    OperatorRoute(
+        *("POST", "/api/v1/policies/{name}/diff", Role.OPERATOR, policies.compare_text, policies.OtherText),
+        body_most=policies.BODY_MOST,
+    ),
+    OperatorRoute("POST", "/api/v1/policies/{name}/learn", Role.OPERATOR, policies.learn, policies.Learning),
+    OperatorRoute("POST", "/api/v1/policies/{name}/promote", Role.ADMIN, policies.promote, policies.Promotion),
+    OperatorRoute(
+        *("POST", "/api/v1/policy-drafts", Role.OPERATOR, policies.propose, policies.PolicyText, 201),
+        body_most=policies.BODY_MOST,
+    ),
+    OperatorRoute(
+        *("POST", "/api/v1/policy-tests", Role.OPERATOR, policies.test, policies.PolicyTest),
+        body_most=policies.BODY_MOST,
+    ),
     OperatorRoute("PUT", "/api/v1/profiles", Role.ADMIN, _set_profile, ProfileText),
     OperatorRoute("GET", "/api/v1/profiles", Role.VIEWER, _profiles),
     OperatorRoute("GET", "/api/v1/profiles/{name}", Role.VIEWER, _profile),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.cli.failures import Failed
-from provisioning.cli.policy import _basic_string, with_certificates
+from provisioning.cli.policy_files import _basic_string, with_certificates
 
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 TEXT = """model = "gateway"
@@ -69,7 +69,7 @@ def test_a_policy_without_files_is_sent_as_it_is(folder):
         ),
         ('[[ek_roots]]\ncertificate_file = "\\u0000"\n', "line 2"),
         ('ek_roots = [{certificate_file = "own.pem"}]\n', "does not stand on a line of its own"),
-        ("#" * 200_000, "is larger than 128 KiB"),
+        ("#" * 1_100_000, "is larger than 1024 KiB"),
     ],
 )
 def test_what_is_wrong_is_named(folder, text, said):
