@@ -14,6 +14,9 @@ IMA_LOG = "/sys/kernel/security/ima/binary_runtime_measurements"
 HARDWARE_TCTI = "device:/dev/tpmrm0"
 _FILE_MOST = 64 * 1024
 _AUTH_MOST = 64
+_NV_FIRST, _NV_LAST = 0x01000000, 0x01FFFFFF
+_PERSISTENT_FIRST, _PERSISTENT_LAST = 0x81000000, 0x81FFFFFF
+"""TPM 2.0 Library Specification, Part 2, 7.5: the handles of these types."""
 
 
 class ConfigMistake(Exception):
@@ -37,6 +40,9 @@ class _Settings:
     ownership_epoch: int = 0
     owner_auth: str | None = None
     endorsement_auth: str | None = None
+    iak_certificate: str | None = None
+    idevid_certificate: str | None = None
+    iak_handle: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,9 @@ class AgentConfig:
 
     `serial` is the name under which the device believes to be registered. `build_time` is the first floor of trusted
     time. `ek` forces one kind of EK. `owner_auth` and `endorsement_auth` name files (mode 0600) with the hierarchies'
-    authorisations. `ownership_epoch` rises with each new owner: the AK becomes another one.
+    authorisations. `ownership_epoch` rises with each new owner: the AK becomes another one. `iak_certificate` and
+    `idevid_certificate` are files, or NV indices, with the device maker's certificates and those above them;
+    `iak_handle` is the persistent key that the first is for, where it is not the agent's own.
     """
 
     data_dir: Path
@@ -64,6 +72,9 @@ class AgentConfig:
     ownership_epoch: int
     owner_auth: Path | None
     endorsement_auth: Path | None
+    iak_certificate: Path | int | None
+    idevid_certificate: Path | int | None
+    iak_handle: int | None
 
     @property
     def state_dir(self) -> Path:
@@ -77,6 +88,10 @@ def load_config(data_dir: Path) -> AgentConfig:
     settings = _settings(file)
     _check_url(file, "service", settings.service, ("https",))
     _check_url(file, "public", settings.public, ("http", "https"))
+    if settings.iak_certificate is None and (settings.idevid_certificate, settings.iak_handle) != (None, None):
+        raise ConfigMistake(f"{file}: iak_certificate: is missing beside idevid_certificate or iak_handle")
+    if settings.iak_handle is not None and not _PERSISTENT_FIRST <= settings.iak_handle <= _PERSISTENT_LAST:
+        raise ConfigMistake(f"{file}: iak_handle: is no persistent handle, 0x81000000 to 0x81ffffff")
     if settings.ownership_epoch < 0:
         raise ConfigMistake(f"{file}: ownership_epoch: is negative")
     folder = data_dir.resolve()
@@ -101,7 +116,25 @@ def load_config(data_dir: Path) -> AgentConfig:
         ownership_epoch=settings.ownership_epoch,
         owner_auth=place(settings.owner_auth),
         endorsement_auth=place(settings.endorsement_auth),
+        iak_certificate=_certificate(file, "iak_certificate", settings.iak_certificate),
+        idevid_certificate=_certificate(file, "idevid_certificate", settings.idevid_certificate),
+        iak_handle=settings.iak_handle,
     )
+
+
+def _certificate(file: Path, name: str, text: str | None) -> Path | int | None:
+    """A file, relative to the agent's folder, or an NV index: `nv:0x1c90000`."""
+    if text is None:
+        return None
+    if not text.startswith("nv:"):
+        return (file.parent.resolve() / text).resolve()
+    try:
+        index = int(text.removeprefix("nv:"), 16)
+    except ValueError as error:
+        raise ConfigMistake(f"{file}: {name}: is no NV index like nv:0x1c90000") from error
+    if not _NV_FIRST <= index <= _NV_LAST:
+        raise ConfigMistake(f"{file}: {name}: is no NV index, 0x01000000 to 0x01ffffff")
+    return index
 
 
 def read_authorisation(path: Path | None) -> bytes:

@@ -42,7 +42,8 @@ class Device:
     def attester(self) -> Attester:
         """What challenges are answered with."""
         config = self.config
-        return Attester(self.anchor.service_name, config.ownership_epoch, config.boot_log, config.ima_log)
+        logs = (config.boot_log, config.ima_log)
+        return Attester(self.anchor.service_name, config.ownership_epoch, *logs, config.iak_handle)
 
     def now(self) -> datetime:
         """Trusted time."""

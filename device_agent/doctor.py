@@ -9,9 +9,10 @@ from device_agent.config import AgentConfig, ConfigMistake
 from device_agent.device import TRUST_FAILURES, Device, is_clock_unset, open_device
 from device_agent.host import Host
 from device_agent.http import HttpFailure
+from device_agent.maker import makers_endorsement
 from device_agent.selftest import prove_pair, prove_provider
 from device_agent.state import StateDamaged
-from device_agent.tpm import TpmFailure
+from device_agent.tpm import IAK, TpmFailure
 from ota.refusals import UpdateRefused
 
 _FAILURES = (TpmFailure, HttpFailure, StateDamaged, ConfigMistake, OSError, *TRUST_FAILURES)
@@ -70,11 +71,13 @@ def _tpm(device: Device) -> str:
 
 def _endorsement(device: Device) -> str:
     with device.tpm.open() as tpm:
-        return ", ".join(ek.kind for ek in tpm.endorsements())
+        makers = makers_endorsement(device.config, tpm)
+        return ", ".join(ek.kind for ek in ((makers,) if makers is not None else tpm.endorsements()))
 
 
 def _attestation_key(device: Device) -> str:
-    with device.tpm.open() as tpm, tpm.attestation_key(device.attester.unique) as ak:
+    kind = "" if device.config.iak_certificate is None else IAK
+    with device.tpm.open() as tpm, device.attester.key(tpm, kind) as ak:
         return f"name {ak.name.hex()[:16]}…"
 
 

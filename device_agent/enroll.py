@@ -4,7 +4,7 @@ The evidence is on disk before it is sent: after a lost answer or lost power the
 certificate.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,8 +23,9 @@ from device_agent.http import (
     to_body,
 )
 from device_agent.identity import IdentityDetails, Pair
+from device_agent.maker import makers_endorsement
 from device_agent.state import StateDamaged
-from device_agent.tpm import DeviceKey, Endorsement, NoEndorsementKey, TpmFailure
+from device_agent.tpm import IAK, DeviceKey, Endorsement, NoEndorsementKey, TpmFailure
 from device_agent.trust import Trust
 from ota.source import SourceUnavailable
 from wire.codec import Cap
@@ -152,11 +153,12 @@ def _left_over(device: Device) -> _Pending | None:
 def _make_evidence(device: Device, with_service: ServiceClient) -> _Pending:
     attester = device.attester
     with device.tpm.open() as tpm:  # the keys are made before step 1: a challenge lives for minutes only
-        endorsements = _offered(device, _endorsements(tpm))
+        makers = makers_endorsement(device.config, tpm)
+        endorsements = _offered(device, _endorsements(tpm)) if makers is None else (makers,)
         banks = tpm.pcr_banks()
         key = tpm.create_device_key()
         csr = tpm.certificate_request(key.pem)
-        with tpm.attestation_key(attester.unique) as ak:
+        with attester.key(tpm, endorsements[0].kind) as ak:
             ak_public = ak.public
     ek, challenge = _begin(device, with_service, endorsements, ak_public, banks)
     boot_log = attester.read_boot_log(challenge)
@@ -190,12 +192,18 @@ def _begin(
         request = EnrollmentRequest(
             ak_public=ak_public,
             pcr_banks=banks,
-            ek_certificate=ek.certificate,
-            ek_public=ek.public,
-            ek_intermediates=ek.intermediates,
             serial=device.config.serial,
             state_of=None if found is None else found.details.device_id,
         )
+        if ek.kind == IAK:
+            chain = ek.intermediates
+            request = replace(
+                request, iak_certificate=ek.certificate, iak_intermediates=chain, idevid_certificate=ek.idevid
+            )
+        else:
+            request = replace(
+                request, ek_certificate=ek.certificate, ek_public=ek.public, ek_intermediates=ek.intermediates
+            )
         try:
             return ek, with_service.post("/v1/enrollments", to_body(request), Challenge)
         except ServiceRefused as refused:

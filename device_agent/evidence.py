@@ -1,12 +1,14 @@
 """Evidence: what the TPM says about the platform and the new key, bound to one challenge."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device_agent import log
-from device_agent.tpm import DeviceKey
+from device_agent.tpm import IAK, DeviceKey
 from wire.binding import Flow, Part, activation_proof, ak_unique, binding
 from wire.messages import BOOT_LOG_MOST, IMA_LOG_MOST, Challenge, Evidence, PlatformEvidence
 
@@ -42,6 +44,17 @@ class Attester:
     ownership_epoch: int
     boot_log: Path | None
     ima_log: Path | None = None
+    iak_handle: int | None = None
+
+    @contextmanager
+    def key(self, tpm: "Tpm", ek_kind: str) -> Iterator["AttestationKey"]:
+        """The AK: the agent's own, or the one that the maker certified and left at a handle. Raises: TpmRefused."""
+        if ek_kind == IAK and self.iak_handle is not None:
+            with tpm.persistent_key(self.iak_handle) as ak:
+                yield ak
+            return
+        with tpm.attestation_key(self.unique) as ak:
+            yield ak
 
     @property
     def unique(self) -> bytes:
@@ -83,8 +96,8 @@ class Attester:
         self, tpm: "Tpm", challenge: Challenge, flow: Flow, ek_kind: str, key: DeviceKey, csr: bytes
     ) -> Evidence:
         """Evidence for a new key, without the boot log. Raises: ChallengeRefused, TpmFailure."""
-        self._check(challenge)
-        with tpm.attestation_key(self.unique) as ak:
+        self._check(challenge, ek_kind)
+        with self.key(tpm, ek_kind) as ak:
             platform = self._platform(ak, challenge, flow, ek_kind, csr)
             with tpm.loaded(key.pem) as handle:
                 certify = ak.certify(handle, self._bound(flow, "certify", challenge, csr, ak.name))
@@ -99,15 +112,17 @@ class Attester:
 
     def attest_platform(self, tpm: "Tpm", challenge: Challenge, ek_kind: str) -> PlatformEvidence:
         """Evidence of the platform alone, without the boot log. Raises: ChallengeRefused, TpmFailure."""
-        self._check(challenge)
-        with tpm.attestation_key(self.unique) as ak:
+        self._check(challenge, ek_kind)
+        with self.key(tpm, ek_kind) as ak:
             return self._platform(ak, challenge, "attest", ek_kind, b"")
 
     def _platform(
         self, ak: "AttestationKey", challenge: Challenge, flow: Flow, ek_kind: str, csr: bytes
     ) -> PlatformEvidence:
-        secret = ak.activate(ek_kind, challenge.credential_blob, challenge.encrypted_secret)
-        proof = activation_proof(secret, self._bound(flow, "activate", challenge, csr, ak.name))
+        proof = b""
+        if ek_kind != IAK:
+            secret = ak.activate(ek_kind, challenge.credential_blob, challenge.encrypted_secret)
+            proof = activation_proof(secret, self._bound(flow, "activate", challenge, csr, ak.name))
         quote, pcrs = ak.quote(self._bound(flow, "quote", challenge, csr, ak.name), challenge.pcr_selection)
         return PlatformEvidence(quote=quote, pcrs={challenge.pcr_selection.bank: pcrs}, activation_proof=proof)
 
@@ -123,13 +138,15 @@ class Attester:
             enrollment_id=challenge.enrollment_id,
         )
 
-    def _check(self, challenge: Challenge) -> None:
+    def _check(self, challenge: Challenge, ek_kind: str) -> None:
         if challenge.audience != self.audience:
             raise ChallengeRefused(
                 f"the challenge is by {challenge.audience!r}, this device belongs to {self.audience}"
             )
         if len(challenge.nonce) < NONCE_LEAST or not challenge.enrollment_id:
             raise ChallengeRefused("the challenge has no usable nonce or id")
+        if bool(challenge.credential_blob) is (ek_kind == IAK):
+            raise ChallengeRefused(f"the challenge is not for a key that is vouched for by {ek_kind}")
         selection = challenge.pcr_selection
         if selection.bank not in BANKS:
             raise ChallengeRefused(f"the challenge asks for the PCR bank {selection.bank!r}")

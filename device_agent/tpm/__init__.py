@@ -4,7 +4,7 @@ The TPM is opened for one job and closed after it: a job is some milliseconds, a
 nothing else could run meanwhile.
 """
 
-from device_agent.tpm.access import DeviceKey, Endorsement, TpmAccess
+from device_agent.tpm.access import IAK, DeviceKey, Endorsement, TpmAccess
 from device_agent.tpm.errors import (
     CounterMissing,
     DeviceKeyUnusable,
@@ -16,6 +16,7 @@ from device_agent.tpm.errors import (
 )
 
 __all__ = [
+    "IAK",
     "CounterMissing",
     "DeviceKey",
     "DeviceKeyUnusable",

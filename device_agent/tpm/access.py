@@ -26,17 +26,23 @@ class TpmAccess:
             yield Tpm(esapi)
 
 
+IAK = "IAK"
+"""The kind of what stands in an EK's place where the device's maker certified the attestation key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endorsement:
     """One EK: `kind` is the template's name, e.g. `EK-RSA2048`.
 
-    With its certificate (DER), or, where the TPM holds none, with its public area (TPMT_PUBLIC).
+    With its certificate (DER), or, where the TPM holds none, with its public area (TPMT_PUBLIC). Of the kind `IAK` it
+    is the maker's certificate for the attestation key, perhaps with one for the device's identity.
     """
 
     kind: str
     certificate: bytes | None
     intermediates: tuple[bytes, ...] = ()
     public: bytes | None = None
+    idevid: bytes | None = None
 
     @property
     def algorithm(self) -> str:

@@ -186,6 +186,22 @@ class Tpm:
             yield AttestationKey(self.esapi, handle, public)
 
     @contextmanager
+    def persistent_key(self, handle: int) -> Iterator["AttestationKey"]:
+        """An attestation key that the device's maker left at a handle. Raises: TpmRefused."""
+        with named(f"opening the attestation key {handle:#x}", "check iak_handle in agent.toml"):
+            key = self.esapi.tr_from_tpmpublic(handle)
+            public, _, _ = self.esapi.read_public(key)
+        try:
+            yield AttestationKey(self.esapi, key, public)
+        finally:
+            self.esapi.tr_close(key)
+
+    def certificates_at(self, index: int) -> tuple[bytes, ...]:
+        """The certificates (DER) in an NV index, one behind the other. Raises: TpmRefused."""
+        with named(f"reading certificates at NV {index:#x}", "check the index in agent.toml"):
+            return tuple(_certificates(NVReadEK(self.esapi)(index)))
+
+    @contextmanager
     def _parent(self, handle: int) -> Iterator[tuple[ESYS_TR, int]]:
         if handle != _OWNER_PARENT:
             with named(f"opening the parent key {handle:#x}"):
@@ -225,6 +241,8 @@ class AttestationKey:
         self._handle = handle
         self.public: bytes = public.publicArea.marshal()
         self.name: bytes = bytes(public.get_name())
+        scheme = public.publicArea.parameters.asymDetail.scheme
+        self._hash = _BANKS.get(scheme.details.anySig.hashAlg, "sha256")
 
     def activate(self, kind: str, credential_blob: bytes, encrypted_secret: bytes) -> bytes:
         """The secret that the service put into a credential for this EK and this AK. Raises: TpmRefused."""
@@ -250,7 +268,8 @@ class AttestationKey:
             for _ in range(QUOTE_ATTEMPTS):
                 values = self._read_pcrs(selection)
                 attest, signature = self._esapi.quote(self._handle, wanted, TPM2B_DATA(qualifying))
-                digest = hashlib.sha256(b"".join(values[str(pcr)] for pcr in sorted(selection.pcrs))).digest()
+                covered = b"".join(values[str(pcr)] for pcr in sorted(selection.pcrs))
+                digest = hashlib.new(self._hash, covered).digest()  # Part 3, 18.4: by the hash of the key's scheme
                 if bytes(_quoted(attest)) == digest:
                     return Attestation(bytes(attest), signature.marshal()), values
         raise PcrsKeepChanging("the PCRs changed during each of five quotes: something is still measuring")

@@ -40,13 +40,16 @@ class Stage:
         self.trust = trust
         self.ek = None
         self.device = SimpleNamespace(
-            config=SimpleNamespace(state_dir=folder, serial="dev-a", ek=None),
+            config=SimpleNamespace(state_dir=folder, serial="dev-a", ek=None, iak_certificate=None),
             anchor=SimpleNamespace(service_name=SERVICE),
             host=SimpleNamespace(jitter=max, pause=self.pause),
             identity=IdentityStore(folder / "identity"),
             tpm=SimpleNamespace(open=lambda: contextlib.nullcontext(self)),
             attester=SimpleNamespace(
-                unique=b"", read_boot_log=lambda _: None, read_ima_log=lambda _: None, attest_key=self.attest_key
+                key=self.attestation_key,
+                read_boot_log=lambda _: None,
+                read_ima_log=lambda _: None,
+                attest_key=self.attest_key,
             ),
             now=lambda: NOW,
             client=lambda *_: self,
@@ -67,7 +70,7 @@ class Stage:
     def certificate_request(self, pem):
         return b"csr of " + pem
 
-    def attestation_key(self, _):
+    def attestation_key(self, *_):
         return contextlib.nullcontext(SimpleNamespace(public=b"ak"))
 
     def attest_key(self, _tpm, _challenge, _flow, _ek, _key, csr):
