@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from ota.files import replace_file
 from ota.repository import refresh_online
-from provisioning import crls, journal, linting, ocsp, outbox, revoking, rotation
+from provisioning import crls, journal, linting, ocsp, outbox, reattesting, revoking, rotation
 from provisioning.authorities import LOG
 from provisioning.db import commands, leaves, revocations
 from provisioning.db.devices import Record
@@ -37,6 +37,7 @@ OUTBOX_SECONDS = 0.2
 REVOKED_SECONDS = 0.2
 CRL_SECONDS = 0.5
 RESPONDER_SECONDS = 2.0
+ATTEST_SECONDS = 1.0
 CHECKPOINT_SECONDS = 1.0
 EXPIRY_SECONDS = 60.0
 STRANGERS_SECONDS = 60.0
@@ -135,6 +136,7 @@ def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
         Duty("revoked", REVOKED_SECONDS, revoked.follow),
         Duty("crl", CRL_SECONDS, revoked.sign, revoked.wake_crl),
         Duty("ocsp", RESPONDER_SECONDS, lambda: ocsp.renew_responder(service)),
+        Duty("attest", ATTEST_SECONDS, lambda: _ask_due(service, wake)),
         Duty("log", CHECKPOINT_SECONDS, lambda: sequence(service)),
         Duty("rollover", ROLLOVER_SECONDS, upkeep.look_after),
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
@@ -271,6 +273,11 @@ class Revoked:
                 except OSError as error:  # without a broker there are no sessions; TimeoutError is one of these
                     _log.warning("mqtt.session_not_ended", device=device, why=str(error))
         _log.info("mqtt.sessions_ended", devices=len(devices))
+
+
+async def _ask_due(service: Service, wake: asyncio.Event) -> None:
+    if await reattesting.ask_due(service):
+        wake.set()
 
 
 async def sequence(service: Service) -> None:

@@ -10,11 +10,13 @@ from sqlalchemy import Connection
 from provisioning import findings
 from provisioning.attestation.keys import spki_of
 from provisioning.attestation.structures import parse_public, parse_quote
+from provisioning.challenges import policy_for
 from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
+from provisioning.health import NARROWED, Health
 from provisioning.issuance.tbs import Profile, assemble
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, ProfileUnknown, RequestMalformed, StateConflict
+from provisioning.refusals import NoPolicyForModel, NotFound, ProfileUnknown, RequestMalformed, StateConflict
 from provisioning.service import Service
 from wire.binding import Flow
 from wire.codec import b64url, rfc3339, unb64url
@@ -43,6 +45,8 @@ async def show_device(service: Service, name: str) -> Json:
         assigned = commands.assignment_of(tx, device.id)
         return {
             **_device(device),
+            "verdict": _verdict(device),
+            "attestation": _standing(tx, service, device),
             "certificates": [_certificate(row) for row in enrollments.certificates_of(tx, device.id)],
             "commands": [_command(row) for row in commands.commands_of(tx, device.id, 10)],
             "attestations": [_attestation(row) for row in enrollments.attestations_of(tx, device.id, 5)],
@@ -195,6 +199,36 @@ async def figures(service: Service) -> Mapping[str, object]:
     return await service.store.read(read)
 
 
+_VERDICTS = {"refused": "refused", "failed": "refused", "missed": "no answer", "silence": "no answer"}
+
+
+def _verdict(device: Record) -> str:
+    """How the device was judged last, in a few words."""
+    if device.health == Health.HEALTHY:
+        return "passed"
+    if device.health_event is None:
+        return "never attested" if device.last_attested_at is None else "passed"
+    return f"{_VERDICTS.get(device.health_event, device.health_event)}: {device.health_why}"
+
+
+def _standing(tx: Connection, service: Service, device: Record) -> Json:
+    """Since when its health is what it is, what it passed by, and when it has to show itself again."""
+    passed = enrollments.attestations_of(tx, device.id, 1)
+    try:
+        rules = policy_for(tx, service, device.model, device.group).rules
+    except NoPolicyForModel:
+        rules = None
+    return {
+        "health_since": _time(device.last_attested_at if device.health == Health.HEALTHY else device.health_at),
+        "quarantine": device.health in NARROWED,
+        "passed_by": passed[0].flow if passed else None,
+        "next_due": _time(device.next_attest_at),
+        "asked_in_vain": max(0, device.attest_asked - 1),
+        "attest_every": None if rules is None else rules.attest_every,
+        "silent_after": None if rules is None else rules.silent_after,
+    }
+
+
 def _device(row: Record) -> Json:
     return {
         "id": row.id,
@@ -209,6 +243,7 @@ def _device(row: Record) -> Json:
         "ek_trust": row.ek_trust,
         "registered": _time(row.registered_at),
         "last_attested": _time(row.last_attested_at),
+        "next_due": _time(row.next_attest_at),
         "last_seen": _time(row.last_seen_at),
         "release_version": row.release_version,
         "release_counter": row.release_counter,

@@ -5,7 +5,7 @@ A session is one run of an agent. What decides is `monitoring.standing_of`; here
 
 from sqlalchemy import Connection
 
-from provisioning import findings, outbox
+from provisioning import findings, outbox, reattesting
 from provisioning.db import commands, devices, sessions
 from provisioning.db.devices import Record
 from provisioning.findings import Noticed
@@ -84,6 +84,8 @@ def _accept(
     if hello.trust_version < service.authorities.bundle_version:  # it was away when the others were told
         outbox.put(tx, service, outbox.Order("refresh-trust", hello.device, "service"))
     commands.hurry(tx, hello.device, at)
+    if not same and (device := devices.by_id(tx, hello.device)) is not None:
+        reattesting.agent_started(tx, service, device, known, at)
     outbox.put(tx, service, outbox.Order("welcome", hello.device, "service", encode(_welcome(tx, hello))))
 
 

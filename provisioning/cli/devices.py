@@ -40,7 +40,7 @@ class Reason(StrEnum):
 
 PAGE_MOST = 500
 _WHAT = "device id or serial"
-_LISTED = ("id", "serial", "model", "state", "health", "last_attested", "release_version")
+_LISTED = ("id", "serial", "model", "state", "health", "last_attested", "next_due", "release_version")
 _PARTS = {
     "certificates": ("serial", "state", "not_before", "not_after", "revoked", "reason"),
     "commands": ("kind", "state", "created", "tries", "ordered_by", "result"),
@@ -61,7 +61,7 @@ Why = Annotated[Reason, typer.Option("--reason", help="RFC 5280's reason.")]
 def add_to(app: typer.Typer) -> None:
     """Put the commands in."""
     group = typer.Typer(
-        help="Devices: list, show, results, revoke, release, rotate, approve, profile, group.",
+        help="Devices: list, show, results, revoke, release, rotate, attest, approve, profile, group.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -74,6 +74,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("revoke", epilog=example("muster devices revoke gateway-0017 --reason key-compromise"))(revoke)
     group.command("release", epilog=example("muster devices release gateway-0017"))(release)
     group.command("rotate", epilog=example("muster devices rotate gateway-0017"))(rotate)
+    group.command("attest", epilog=example("muster devices attest gateway-0017"))(attest)
     group.command("approve", epilog=example("muster devices approve gateway-0017"))(approve)
     group.command("profile", epilog=example("muster devices profile gateway-0017 gateway"))(set_profile)
     group.command("group", epilog=example("muster devices group gateway-0017 pilot"))(set_group)
@@ -118,13 +119,19 @@ def revoke(
 
 
 def release(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
-    """Bring a device back that is on hold (revoked with --reason certificate-hold)."""
+    """Bring a device back that an operator put on hold, or one that cannot attest out of quarantine."""
     _order(output, data_dir, name, "release")
 
 
 def rotate(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
     """Order a device to make a new key and attest for a new certificate."""
     _order(output, data_dir, name, "rotate")
+    note(f"ordered; look: muster devices show {name}")
+
+
+def attest(name: Name, data_dir: DataDir = None, output: Output = Format.TABLE) -> None:
+    """Ask a device now to prove what it runs; one in quarantine comes back by passing."""
+    _order(output, data_dir, name, "attest")
     note(f"ordered; look: muster devices show {name}")
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
-from provisioning.db.prepared import Prepared
+from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
 from provisioning.db.tables import Assignment, Command, DirectorMetadata, Lease, MqttSession, Release
 
 command, session = table_of(Command), table_of(MqttSession)
@@ -16,6 +16,12 @@ release, assignment, lease = table_of(Release), table_of(Assignment), table_of(L
 director = table_of(DirectorMetadata)
 
 _FORGET_SESSION = Prepared(delete(session).where(session.c.device_id == bindparam("device")))
+_ADD = prepared_insert(command)
+_PENDING = PreparedSelect(
+    select(command).where(
+        command.c.device_id == bindparam("device"), command.c.kind == bindparam("kind"), command.c.state == "pending"
+    )
+)
 _DUE = (
     select(command, session.c.session, session.c.down_sequence, session.c.trust_version)
     .join(session, session.c.device_id == command.c.device_id)
@@ -35,7 +41,7 @@ class Place:
 
 def add(tx: Connection, row: dict[str, Any]) -> None:
     """Insert a command."""
-    tx.execute(insert(command), row)
+    _ADD(tx, row)
 
 
 def get(tx: Connection, message_id: str) -> Record | None:
@@ -103,8 +109,7 @@ def hurry(tx: Connection, device_id: str, now: int) -> None:
 
 def pending_of(tx: Connection, device_id: str, kind: str) -> Record | None:
     """A pending command of that kind to a device."""
-    mine = (command.c.device_id == device_id, command.c.kind == kind, command.c.state == "pending")
-    return tx.execute(select(command).where(*mine)).first()
+    return cast("Record | None", _PENDING.first(tx, {"device": device_id, "kind": kind}))
 
 
 def commands_of(tx: Connection, device_id: str, limit: int) -> list[Record]:

@@ -1,5 +1,6 @@
 """Devices, stations, operators: reads and writes. Each function takes a connection and nothing else that changes."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
@@ -32,9 +33,24 @@ _ATTESTED = Prepared(
         health=bindparam("settled"),
         last_attested_at=bindparam("at"),
         next_attest_at=bindparam("next"),
+        attest_asked=0,
         approved_until=None,
         **{name: bindparam(f"new_{name}") for name in _SHOWN},
     )
+)
+_DUE = PreparedSelect(
+    select(
+        *(device.c[name] for name in ("id", "model", "group", "state", "assurance", "health")),
+        *(device.c[name] for name in ("last_attested_at", "next_attest_at", "attest_asked", "registered_at")),
+    )
+    .where(device.c.next_attest_at <= bindparam("at"))
+    .order_by(device.c.next_attest_at)
+    .limit(bindparam("most"))
+)
+_ASKED = Prepared(
+    update(device)
+    .where(device.c.id == bindparam("device"))
+    .values(next_attest_at=bindparam("next"), attest_asked=bindparam("asked"))
 )
 _BY_ID = PreparedSelect(select(device).where(device.c.id == bindparam("id")))
 _BY_EK = PreparedSelect(select(device).where(device.c.ek_id == bindparam("ek_id")))
@@ -129,6 +145,22 @@ def attested(
     new = {f"new_{name}": value for name, value in shown.items()}
     row = {"device": device_id, "at": at, "next": due, "settled": settled, **new}
     return _ATTESTED(tx, row) == 1
+
+
+def due_to_attest(tx: Connection, at: int, most: int) -> list[Record]:
+    """At most so many devices whose next attestation is due, the longest due first."""
+    return _DUE.all(tx, {"at": at, "most": most})
+
+
+def asked_to_attest(tx: Connection, rows: Sequence[tuple[str, int | None, int]]) -> None:
+    """Note of each device (`id, next, asked`) when it is due again, and how often it was without a pass."""
+    _ASKED.many(tx, [{"device": one, "next": due, "asked": asked} for one, due, asked in rows])
+
+
+def look_again(tx: Connection, model: str, at: int) -> None:
+    """A model's policies changed: when each of its devices is due is worked out anew, by whoever looks after that."""
+    mine = (device.c.model == model, device.c.state == "active", device.c.assurance == "attested")
+    tx.execute(update(device).where(*mine).values(next_attest_at=at))
 
 
 def station_by_name(tx: Connection, name: str) -> Record | None:

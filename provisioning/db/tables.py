@@ -67,6 +67,8 @@ class Device(SQLModel, table=True):
     last_attested_at: int | None = moment()
     next_attest_at: int | None = moment()
     """When it is asked to attest again; None: never."""
+    attest_asked: int = 0
+    """How often it was due since it passed last."""
     last_seen_at: int | None = moment()
     release_target: str | None = None
     """What it committed last, by its name in the image repository."""

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from provisioning import certificate_profiles, explaining, inventory, outbox, revoking, tokens, updates
+from provisioning import certificate_profiles, explaining, inventory, outbox, reattesting, revoking, tokens, updates
 from provisioning.access import Operator, Role, may
 from provisioning.access.rates import Rate, RateTable
 from provisioning.config import Limits
 from provisioning.factory import add_station
-from provisioning.http import ca, ek_roots, operators, policies, results
+from provisioning.http import ca, ek_roots, findings, operators, policies, results
 from provisioning.http.auth import operator_of
 from provisioning.http.exchange import NO_STORE, Call, Route, query, reply, too_many
 from provisioning.http.files import receive_file
@@ -153,6 +153,11 @@ async def _release_certificate(asked: Asked) -> object:
     return {"serial": row.serial, "device": row.device_id, "released": True}
 
 
+async def _attest(asked: Asked) -> object:
+    device = await reattesting.demand(asked.call.service, asked.name, by=asked.operator.name)
+    return {"device": device.id, "ordered": "attest"}
+
+
 async def _rotate(asked: Asked) -> object:
     device = await outbox.order(asked.call.service, asked.name, "rotate", by=asked.operator.name)
     return {"device": device.id, "ordered": "rotate"}
@@ -206,7 +211,11 @@ async def _stations(asked: Asked) -> object:
 
 
 async def _explain(asked: Asked) -> object:
-    return await explaining.explain(asked.call.service, asked.name)
+    fields = query(asked.call.request, "monitor", "show_unsafe")
+    wanted = {name: _flag(fields, name) for name in ("monitor", "show_unsafe")}
+    if wanted["show_unsafe"] and not may(asked.operator, Role.OPERATOR):
+        raise NotAuthorized(expected=f"the role {Role.OPERATOR}", actual=f"the role {asked.operator.role}")
+    return await explaining.explain(asked.call.service, asked.name, **wanted, by=asked.operator.name)
 
 
 async def _certificate(asked: Asked) -> object:
@@ -241,7 +250,8 @@ async def _health(asked: Asked) -> object:
     return {"status": "ok", **await inventory.figures(asked.call.service)}
 
 
-async def _metrics(_: Asked) -> web.Response:
+async def _metrics(asked: Asked) -> web.Response:
+    await findings.measure(asked)
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST, **NO_STORE})
 
 
@@ -256,6 +266,7 @@ TABLE = (
     OperatorRoute("GET", results.KEY_SET_PATH, Role.RELYING_PARTY, results.key_set_for),
     OperatorRoute("POST", "/api/v1/devices/{name}/revoke", Role.OPERATOR, _revoke, Revocation),
     OperatorRoute("POST", "/api/v1/devices/{name}/release", Role.OPERATOR, _release),
+    OperatorRoute("POST", "/api/v1/devices/{name}/attest", Role.OPERATOR, _attest, status=202),
     OperatorRoute("POST", "/api/v1/devices/{name}/rotate", Role.OPERATOR, _rotate, status=202),
     OperatorRoute("POST", "/api/v1/devices/{name}/approve", Role.OPERATOR, _approve, Approval),
     OperatorRoute(
@@ -299,6 +310,8 @@ TABLE = (
     OperatorRoute("POST", "/api/v1/operators", Role.ADMIN, operators.add, operators.NewOperator, 201),
     OperatorRoute("GET", "/api/v1/operators", Role.ADMIN, operators.every),
     OperatorRoute("DELETE", "/api/v1/operators/{name}", Role.ADMIN, operators.remove),
+    OperatorRoute("GET", "/api/v1/findings", Role.VIEWER, findings.every),
+    OperatorRoute("POST", "/api/v1/findings/{name}/close", Role.OPERATOR, findings.close),
     OperatorRoute("POST", "/api/v1/stations", Role.ADMIN, _add_station, NewStation, 201),
     OperatorRoute("GET", "/api/v1/stations", Role.VIEWER, _stations),
     OperatorRoute("GET", "/api/v1/explain/{name}", Role.VIEWER, _explain),
@@ -357,6 +370,13 @@ def _guarded(row: OperatorRoute) -> Callable[[Call], Awaitable[web.StreamRespons
         return answer if isinstance(answer, web.StreamResponse) else reply(answer, row.status)
 
     return handler
+
+
+def _flag(fields: Mapping[str, str], name: str) -> bool:
+    text = fields.get(name, "false")
+    if text not in ("true", "false"):
+        raise RequestMalformed(expected=f"{name}: true or false", actual=text[:16])
+    return text == "true"
 
 
 def _limit(fields: Mapping[str, str]) -> int:

@@ -35,7 +35,7 @@ def test_the_commands_are_there():
     assert named >= {
         *("init", "serve", "doctor", "fsck", "audit verify", "explain", "simulate", "demo"),
         *("factory station add", "factory station list", "factory register"),
-        *("devices list", "devices show", "devices revoke", "devices rotate", "devices approve"),
+        *("devices list", "devices show", "devices revoke", "devices rotate", "devices attest", "devices approve"),
         *("policy set", "policy show", "policy list", "trust publish", "trust show"),
         *("ota init", "ota measure", "ota add", "ota publish", "ota assign"),
     }

@@ -190,6 +190,7 @@ def upgrade() -> None:
         sa.Column("firmware_version", sa.String(), nullable=True),
         sa.Column("last_attested_at", sa.BigInteger(), nullable=True),
         sa.Column("next_attest_at", sa.BigInteger(), nullable=True),
+        sa.Column("attest_asked", sa.Integer(), nullable=False),
         sa.Column("last_seen_at", sa.BigInteger(), nullable=True),
         sa.Column("release_target", sa.String(), nullable=True),
         sa.Column("release_version", sa.String(), nullable=True),
