@@ -309,7 +309,7 @@ def test_a_bare_signature_is_told_from_none():
     assert told == ("an ECDSA signature in DER", "2 bytes")
 
 
-# --- results, as a relying party takes them -----------------------------------------------------------------------------
+# --- results, as a relying party takes them ------------------------------------------------------------------------
 
 KID = results.HEADER["kid"]
 NOW = "2026-11-22T04:00:00Z"
