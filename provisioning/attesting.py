@@ -68,6 +68,13 @@ def verify_same_identity(device: Record | None, answered: Answered, at: int) -> 
     return device
 
 
+async def verify_may_return(service: Service, device: Record) -> None:
+    """Would a pass help this device? Before a CA key signs for it. Raises: QuarantineStands."""
+    quarantined = device.health == health.Health.QUARANTINED
+    if quarantined and not await service.store.read(lambda tx: health.may_return(tx, device)):
+        raise QuarantineStands(expected="no open finding about a clone", actual=f"health {device.health}")
+
+
 def verify_ak_is_free(tx: Connection, answered: Answered) -> None:
     """Check 18: one TPM is one device, also by another of its EKs. Raises: AttestationKeyTaken."""
     if taken := devices.others_with_ak(tx, answered.ak_name, answered.device.id):

@@ -156,6 +156,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
         _same_ak(taken)
         now = service.clock()
         device = taken.device
+        await attesting.verify_may_return(service, device)
         order = ldevid_order(service, device, verified.csr.spki, taken.challenge.enrollment_id)
         kept = attesting.stored_form(evidence, received)
         digest = hashlib.sha256(kept).digest()
