@@ -26,6 +26,7 @@ from provisioning.refusals import (
 )
 from provisioning.service import Service
 from wire.factory import Registered, Registration, RegistrationRequest
+from wire.topics import is_device_id
 
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 """Also an X520SerialNumber, so that it can stand in a certificate as it is."""
@@ -81,6 +82,7 @@ async def register(service: Service, station: StationIdentity, request: Registra
             ek=row["ek_id"] or row["identity_id"],
             trust=row["ek_trust"],
             station=station.name,
+            **({} if row["group"] is None else {"group": row["group"]}),
         )
         for row in rows
     ]
@@ -102,6 +104,8 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
             findings.append(Finding(where, "a serial of A-Z a-z 0-9 . -", registration.serial))
         if MODEL.fullmatch(registration.model) is None:
             findings.append(Finding(where, "a model of a-z 0-9 . -", registration.model))
+        if registration.group is not None and not is_device_id(registration.group):
+            findings.append(Finding(where, "a group of a-z 0-9 . _ -", registration.group))
         try:
             known_by = _known_by(registration)
         except Refusal as refusal:
@@ -114,6 +118,7 @@ def _rows(service: Service, station: StationIdentity, registrations: tuple[Regis
                 "id": "d-" + service.entropy(8).hex(),
                 "serial": registration.serial,
                 "model": registration.model,
+                "group": registration.group,
                 **known_by,
                 "station": station.name,
                 "registered_at": at,

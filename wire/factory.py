@@ -22,6 +22,7 @@ class Registration:
     ek_sha256: Digest | None = None
     iak_certificate: Certificate | None = None
     idevid_certificate: Certificate | None = None
+    group: Identifier | None = None
 
 
 @dataclass(frozen=True, slots=True)

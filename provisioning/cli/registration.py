@@ -5,7 +5,7 @@ import binascii
 import csv
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public
@@ -13,10 +13,13 @@ from provisioning.cli.failures import Failed
 from provisioning.cli.output import clean
 from provisioning.refusals import Refusal
 from wire.factory import Registration
+from wire.topics import is_device_id
 
 WAYS = ("ek_certificate", "ek_public", "ek_sha256")
 """How the third column names a device's EK. The last two are a trust level of their own: a policy must allow it."""
 COLUMNS = ("serial", "model", WAYS[0])
+GROUP_COLUMN = "group"
+"""An optional fourth column: the group of its model that a device belongs to; an empty cell is none."""
 ROWS_MOST = 1000
 FILE_MOST = 16 * 1024 * 1024
 CERTIFICATE_MOST = 8 * 1024
@@ -46,9 +49,9 @@ def read_registrations(file: Path) -> list[Row]:
     """The rows of the file. Raises: Failed, with one line for each bad row; OSError."""
     rows: list[Row] = []
     faults: list[str] = []
-    for line, way, cells in _records(file, _text(file)):
+    for line, header, cells in _records(file, _text(file)):
         try:
-            rows.append(_row(line, way, cells, file.parent))
+            rows.append(_row(line, header, cells, file.parent))
         except _Bad as bad:
             faults.append(f"{file}: line {line}: {bad}")
     faults += _duplicates(file, rows)
@@ -73,8 +76,8 @@ def _text(file: Path) -> str:
         raise Failed(f"{file}: line {line}: is not UTF-8; save the file as UTF-8") from error
 
 
-def _records(file: Path, text: str) -> Iterator[tuple[int, str, list[str]]]:
-    """Each record with its line and the name of its third column; the header is judged, blank lines are passed over."""
+def _records(file: Path, text: str) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Each record with its line and the header, which is judged; blank lines are passed over."""
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     header: list[str] | None = None
     before = 0
@@ -92,18 +95,28 @@ def _records(file: Path, text: str) -> Iterator[tuple[int, str, list[str]]]:
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
-            if tuple(header[:2]) != COLUMNS[:2] or len(header) != len(COLUMNS) or header[2] not in WAYS:
+            known = header[: len(COLUMNS)] if header[len(COLUMNS) :] == [GROUP_COLUMN] else header
+            if tuple(known[:2]) != COLUMNS[:2] or len(known) != len(COLUMNS) or known[2] not in WAYS:
                 raise Failed(
                     f"{file}: line {line}: the header is {clean(','.join(header))[:100]!r}; write: {','.join(COLUMNS)}"
-                    f" (or {' or '.join(WAYS[1:])} as the third)"
+                    f" (or {' or '.join(WAYS[1:])} as the third; {GROUP_COLUMN} as a fourth, where there are groups)"
                 )
             continue
-        yield line, header[2], [cell.strip() for cell in cells]
+        yield line, header, [cell.strip() for cell in cells]
 
 
-def _row(line: int, way: str, cells: list[str], folder: Path) -> Row:
-    if len(cells) != len(COLUMNS):
-        raise _Bad(f"has {len(cells)} fields instead of {len(COLUMNS)}; write: {','.join((*COLUMNS[:2], way))}")
+def _row(line: int, header: list[str], cells: list[str], folder: Path) -> Row:
+    if len(cells) != len(header):
+        raise _Bad(f"has {len(cells)} fields instead of {len(header)}; write: {','.join(header)}")
+    (serial, model, named), way = cells[: len(COLUMNS)], header[2]
+    row = _device(line, way, (serial, model, named), folder)
+    group = cells[len(COLUMNS)] if len(cells) > len(COLUMNS) else ""
+    if group and not is_device_id(group):
+        raise _Bad(f"group {clean(group)[:80]!r}: write 1 to 63 characters of a-z 0-9 . _ -, a letter or digit first")
+    return replace(row, device=replace(row.device, group=group or None))
+
+
+def _device(line: int, way: str, cells: tuple[str, str, str], folder: Path) -> Row:
     serial, model, named = cells
     if SERIAL.fullmatch(serial) is None:
         raise _Bad(

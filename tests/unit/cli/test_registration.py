@@ -61,6 +61,21 @@ def test_a_byte_order_mark_and_crlf_are_taken(tmp_path, eks):
     assert [row.device.serial for row in read_registrations(file)] == ["GW-1"]
 
 
+def test_a_fourth_column_names_the_group_of_a_device_or_none(tmp_path, eks):
+    text = f"serial,model,ek_certificate,group\nGW-1,gateway,{b64(eks[0])},pilot_1\nGW-2,gateway,{b64(eks[1])},\n"
+    assert [row.device.group for row in read_registrations(write(tmp_path, text))] == ["pilot_1", None]
+
+
+def test_a_group_is_a_fourth_column_and_a_name(tmp_path, eks):
+    header = "serial,model,ek_certificate,group\n"
+    (line, *_) = refused(write(tmp_path, f"{header}GW-1,gateway,{b64(eks[0])},Pilot\n"))
+    assert "line 2: group 'Pilot'" in line
+    (line, *_) = refused(write(tmp_path, f"{header}GW-1,gateway,{b64(eks[0])}\n"))
+    assert "3 fields instead of 4; write: serial,model,ek_certificate,group" in line
+    (line, *_) = refused(write(tmp_path, "serial,model,ek_certificate,tag\n"))
+    assert "group as a fourth" in line
+
+
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
