@@ -234,6 +234,7 @@ def _device(row: Record) -> Json:
         "id": row.id,
         "serial": row.serial,
         "model": row.model,
+        "group": row.group,
         "assurance": row.assurance,
         "profile": row.profile,
         "state": "on-hold" if row.state == "revoked" and row.held_from is not None else row.state,

@@ -150,9 +150,10 @@ class Enrollment(SQLModel, table=True):
 class Attestation(SQLModel, table=True):
     """One evidence that passed, as it was received."""
 
+    __table_args__ = (Index("attestation_of", "device_id", "at"),)
     id: str = Field(primary_key=True)
     flow: str
-    device_id: str = Field(index=True)
+    device_id: str
     at: int = moment(nullable=False)
     policy_id: int
     ak_public: bytes = blob(nullable=False)

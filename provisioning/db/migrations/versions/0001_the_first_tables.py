@@ -35,7 +35,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("attestation", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_attestation_device_id"), ["device_id"], unique=False)
+        batch_op.create_index("attestation_of", ["device_id", "at"], unique=False)
 
     op.create_table(
         "authority",
@@ -644,7 +644,7 @@ def downgrade() -> None:
     op.drop_table("bootlog")
     op.drop_table("authority")
     with op.batch_alter_table("attestation", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_attestation_device_id"))
+        batch_op.drop_index("attestation_of")
 
     op.drop_table("attestation")
     op.drop_table("assignment")
