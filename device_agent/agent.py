@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from enum import Enum
 
 from device_agent import log
@@ -10,6 +11,7 @@ from device_agent.commands import INSTALL_FAILURES, Commands, Wishes
 from device_agent.device import Device, refresh_trust, trust_at_hand
 from device_agent.enroll import AttemptFailure, Stopped, enroll_until_done, reaction_to
 from device_agent.host import Backoff
+from device_agent.http import ServiceRefused
 from device_agent.identity import Pair
 from device_agent.mqtt import Arrived, Connected, Event, Lost
 from device_agent.presence import Presence
@@ -22,7 +24,7 @@ from device_agent.trust import Trust
 from device_agent.updates import TRIAL_SECONDS, UPDATE_FAILURES, Updates
 from ota.refusals import UpdateRefused
 from wire.messages import Hello, Renew
-from wire.problems import Reaction
+from wire.problems import Problem, Reaction
 
 TICK_SECONDS = 1.0
 """How late a signal may be noticed."""
@@ -30,6 +32,9 @@ TRUST_SECONDS = 6 * 3600.0
 TRUST_AFTER_FAILURES = 5
 """Connections in a row that failed, after which the trust repository is looked at before its time."""
 TRUST_SOON_SECONDS = 10.0
+STANDING_AFTER_FAILURES = 2
+"""Connections in a row without a welcome, after which the service is asked by HTTPS whether the certificate counts."""
+STANDING_MOST = 1024
 RENEW_AGAIN_SECONDS = 3600.0
 ANSWER_FIRST_SECONDS = 20.0
 TRIAL_ATTEMPTS = 10
@@ -61,6 +66,8 @@ class Agent:
         self._update_backoff = Backoff(jitter, first=UPDATE_FIRST_SECONDS, most=UPDATE_MOST_SECONDS)
         self._swapped = False
         self._failures = 0
+        self._unwelcome = 0
+        self._must_attest = False
         self._jobs: dict[str, Callable[[], None]] = {
             "dial": self._dial,
             "trim": self._device.host.trim,
@@ -69,6 +76,7 @@ class Agent:
             "install": self._install,
             "renew": self._renew,
             "trust": self._refresh_trust,
+            "standing": self._ask_standing,
             "update": self._look_for_update,
             "trial": self._end_trial,
         }
@@ -189,9 +197,9 @@ class Agent:
         return Ended.STOPPED
 
     def _is_without_identity(self) -> bool:
-        """Is the certificate one that nobody accepts any more: past its end, or by a CA that was retired?"""
+        """Is the certificate one that nobody accepts now: past its end, by a CA that was retired, or in quarantine?"""
         ended = self._device.now() >= self._presence.pair.certificate.not_valid_after_utc
-        return ended or self._presence.is_orphaned
+        return ended or self._presence.is_orphaned or self._must_attest
 
     def _on(self, event: Event) -> None:
         match event:
@@ -226,9 +234,23 @@ class Agent:
         wait = self._dial_backoff.next()
         log.warning("not-connected", reason=reason, again_in_seconds=round(wait, 1))
         self._later("dial", wait)
+        self._unwelcome += 1
+        if self._unwelcome % STANDING_AFTER_FAILURES == 0:
+            self._later("standing", 0.0)
         self._failures += 1
         if self._failures % TRUST_AFTER_FAILURES == 0:  # what is trusted may have changed while nobody could say so
             self._later("trust", self._device.host.jitter(0.0, TRUST_SOON_SECONDS))
+
+    def _ask_standing(self) -> None:
+        """A broker says not why it turns somebody away. Out of quarantine or silence, a pass is the way."""
+        try:
+            with closing(self._device.client(self._presence.trust, self._presence.pair)) as client:
+                client.get("/v1/standing", STANDING_MOST)
+        except ServiceRefused as refusal:
+            self._must_attest = refusal.problem is Problem.ATTESTATION_REQUIRED
+            log.warning("turned-away", reason=refusal, code=refusal.code)
+        except AttemptFailure as failure:
+            log.warning("standing-not-known", reason=failure)
 
     def _greet(self) -> None:
         """Hello, and what else the service must hear on every connection; again until a welcome comes.
@@ -320,6 +342,7 @@ class Agent:
     def _welcomed(self, recorded: int) -> None:
         """The service knows this session, and tells the release floor that it recorded."""
         self._due.pop("hello", None)
+        self._unwelcome = 0
         self._later("trim", TICK_SECONDS)
         if self._device.config.slots is not None:
             self._try_update(lambda: self._updates.restore_floor(recorded))
@@ -337,9 +360,10 @@ class Agent:
             log.warning("trust-not-refreshed", reason=failure)
 
     def _enroll_again(self) -> bool:
-        """The certificate ended, or its CA did: the way back is a new attestation."""
-        log.warning("certificate-ended", serial=self._presence.pair.serial)
+        """The certificate ended, or its CA did, or it is on hold: the way back is a new attestation."""
+        log.warning("certificate-ended", serial=self._presence.pair.serial, on_hold=self._must_attest)
         self._presence.hang_up()
+        self._must_attest, self._unwelcome = False, 0
         try:
             self._take_up(enroll_until_done(self._device, attempts=self._attempts()))
             self._presence.adopt_trust(self._device.trust.current() or self._presence.trust)
