@@ -101,12 +101,16 @@ class Device:
         return Key(self._keep(handle), public.publicArea.marshal())
 
     def ak(
-        self, attributes: int = AK_ATTRIBUTES, hierarchy: ESYS_TR = ESYS_TR.ENDORSEMENT, alg="ecc:ecdsa-sha256:null"
+        self,
+        attributes: int = AK_ATTRIBUTES,
+        hierarchy: ESYS_TR = ESYS_TR.ENDORSEMENT,
+        alg="ecc:ecdsa-sha256:null",
+        unique: str = "muster",
     ) -> Key:
         template = TPM2B_PUBLIC(TPMT_PUBLIC.parse(alg, objectAttributes=attributes))
         if alg.startswith("ecc"):
             unique = TPMS_ECC_POINT(
-                x=TPM2B_ECC_PARAMETER(hashlib.sha256(b"muster").digest()), y=TPM2B_ECC_PARAMETER(b"")
+                x=TPM2B_ECC_PARAMETER(hashlib.sha256(unique.encode()).digest()), y=TPM2B_ECC_PARAMETER(b"")
             )
             template.publicArea.unique = TPMU_PUBLIC_ID(ecc=unique)
         return self.primary(template, hierarchy)
