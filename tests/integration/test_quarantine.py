@@ -1,0 +1,112 @@
+"""Quarantine, end to end: a device in service boots something else, loses all but the way back, and comes back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tpm2_pytss")
+
+from cryptography import x509
+
+from device_agent.identity import IdentityStore
+from lab.firmware import flip_byte
+from ota.firmware import build_image
+from provisioning.app.children import start_child, stop_child
+from provisioning.db import findings, leaves
+from tests.integration.agent_stack import AGENT, running_stack, wait_for
+
+SETTINGS = "[commands]\ngrace_seconds = 0\nretry_seconds = 1\n"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    with running_stack(tmp_path_factory.mktemp("quarantine"), SETTINGS) as service:
+        yield service
+
+
+@pytest.fixture
+def run():
+    """Starts the agent of a device; gives the child and a function that reads its log."""
+    started = []
+
+    def start(device):
+        log = (device.directory / "agent.log").open("ab")
+        child = start_child([AGENT, "run", "--data-dir", device.directory / "agent"], stdout=log, stderr=log)
+        started.append(child)
+        return child, (device.directory / "agent.log").read_text
+
+    yield start
+    for child in started:
+        if child.poll() is None:
+            stop_child(child, 10)
+
+
+def pair_of(device):
+    return IdentityStore(device.directory / "agent" / "state" / "identity").current()
+
+
+def boot(stack, device, *, tampered=False):
+    image = flip_byte(stack.image, "kernel") if tampered else stack.image
+    (device.slots / "a" / "image.bin").write_bytes(build_image(image))
+    device.boot_firmware()
+
+
+def muster(stack, *arguments):
+    command = [Path(sys.executable).with_name("muster"), *arguments, "--data-dir", str(stack.directory.root)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return json.loads(done.stdout)
+
+
+def listed(stack):
+    crl = x509.load_der_x509_crl((stack.directory.ca / "issuing.crl").read_bytes())
+    return {
+        format(entry.serial_number, "x"): entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
+        for entry in crl
+    }
+
+
+def health_leaves(stack, device_id):
+    kinds = stack.read(lambda tx: leaves.after(tx, 0, 10_000)) if hasattr(leaves, "after") else []
+    return [row for row in kinds if row.kind == "health" and device_id.encode() in (row.record or b"")]
+
+
+def test_a_device_that_boots_tampered_firmware_loses_all_but_the_way_back_and_comes_back_by_a_pass(stack, run):
+    device = stack.make_device("turncoat")
+    boot(stack, device)
+    child, log = run(device)
+    wait_for(lambda: "kind=Welcome" in log())
+    held = pair_of(device)
+    stop_child(child, 10)
+
+    device.tpm.power_cut()
+    boot(stack, device, tampered=True)
+    child, log = run(device)
+    wait_for(lambda: stack.record("turncoat").health == "quarantined")  # asked because its agent started again
+    wait_for(lambda: listed(stack).get(held.serial) is x509.ReasonFlags.certificate_hold)
+    wait_for(lambda: "turned-away" in log() and "MUSTER-HLT-001" in log())
+    wait_for(lambda: "enrollment-failed" in log())
+    shown = muster(stack, "devices", "show", "turncoat", "-o", "json")
+    assert (shown["state"], shown["health"]) == ("active", "quarantined")
+    assert shown["verdict"].startswith("refused: MUSTER-ATT-0")
+    assert shown["attestation"]["quarantine"] is True
+    assert {row["state"] for row in shown["certificates"]} == {"revoked"}
+    stop_child(child, 10)
+
+    device.tpm.power_cut()
+    boot(stack, device)
+    child, log = run(device)
+    wait_for(lambda: log().count("kind=Welcome") > 1 and stack.record("turncoat").health == "healthy")
+    wait_for(lambda: pair_of(device).serial != held.serial)
+    shown = muster(stack, "devices", "show", "turncoat", "-o", "json")
+    assert shown["verdict"] == "passed"
+    assert shown["next_due"] > shown["last_attested"]
+    states = {row["serial"]: row["state"] for row in shown["certificates"]}
+    assert states[pair_of(device).serial] == "issued"
+    passes = log().count("attested until=")
+    assert muster(stack, "devices", "attest", "turncoat", "-o", "json")["ordered"] == "attest"
+    wait_for(lambda: log().count("attested until=") > passes)
+    assert "Traceback" not in log()
+    assert stack.read(lambda tx: findings.is_open(tx, stack.record("turncoat").id, "silent")) is False
