@@ -205,10 +205,12 @@ def _lower(tx: Connection, service: Service, refusal: Refusal, of: Refused, at: 
 
 
 def findings_json(findings: tuple[Finding, ...]) -> str:
-    """Findings as they are stored; what mends one stands there where it is known."""
+    """Findings as they are stored; what mends one, and that a mode let it pass, stand there where it is so."""
     return json.dumps(
         [
-            {"what": f.what, "expected": f.expected, "actual": f.actual} | ({"cure": f.cure} if f.cure else {})
+            {"what": f.what, "expected": f.expected, "actual": f.actual}
+            | ({"cure": f.cure} if f.cure else {})
+            | ({"refused": True} if f.refused else {})
             for f in findings
         ]
     )
