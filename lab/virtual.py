@@ -1,7 +1,7 @@
 """A virtual device: a software TPM, a measured boot, two slots, an anchor, and the real agent.
 
-Its folder: `device.json` (name), `tpm/` (state), `slots/` (see `lab.slots`), `boot_log.bin`, `ima_log.bin`,
-`ek-*.pem`, `agent/` (the agent's data directory with `agent.toml` and `anchor.json`).
+Its folder: `device.json` (name), `tpm/` (state), `slots/` (see `lab.slots`), `boot_log.bin`, `ima_log.bin` (where its
+kernel has IMA), `ek-*.pem`, `agent/` (the agent's data directory with `agent.toml` and `anchor.json`).
 """
 
 import contextlib
@@ -58,6 +58,7 @@ class DeviceSettings:
     anchor: Path | None = None
     openssl_conf: Path | None = None
     build_time: datetime | None = None  # the floor of the device's trusted time; now, if not given
+    ima: bool = False  # does its kernel measure files into PCR 10?
 
 
 def create_device(directory: Path, image: bytes, ek_ca: "EkCa", settings: DeviceSettings) -> dict[str, Path]:
@@ -91,7 +92,8 @@ def _make(directory: Path, image: bytes, ek_ca: "EkCa", settings: DeviceSettings
         tpm.provision_srk()
         pems = _write_ek_certificates(directory, tpm.ek_certificates())
         _write_private(agent / "agent.toml", _agent_toml(settings, hardware, tpm.tcti).encode())
-    _write_private(directory / "device.json", json.dumps({"name": settings.name, "hardware": hardware}).encode())
+    described = {"name": settings.name, "hardware": hardware, "ima": settings.ima}
+    _write_private(directory / "device.json", json.dumps(described).encode())
     return pems
 
 
@@ -113,6 +115,7 @@ class VirtualDevice:
         self.directory = directory.resolve()
         if not (self.directory / "device.json").is_file():
             raise DeviceFailure(f"{directory} holds no virtual device; make one with: python -m lab create")
+        self._has_ima = bool(json.loads((self.directory / "device.json").read_bytes()).get("ima", False))
         self.tpm = VirtualTpm(self.directory / "tpm")
         self.agent: subprocess.Popen[bytes] | None = None
         self.boot: Boot | None = None
@@ -147,7 +150,8 @@ class VirtualDevice:
         boot = choose_boot(self.slots)
         with self.tpm.esapi() as tpm:
             boot_measured(tpm, boot.image, self.directory / "boot_log.bin")
-            start_ima(tpm, self.ima_log)
+            if self._has_ima:
+                start_ima(tpm, self.ima_log)
         self.boot = boot
         return boot
 
