@@ -36,14 +36,20 @@ class Named:
 async def set_policy(service: Service, text: str, *, by: str) -> Json:
     """The next version of a model's policy, in force at once: one person's decision.
 
-    Not this way goes what needs two: another mode, and a text that accepts what devices were refused for.
+    Not this way goes what needs two: another mode, and a text that accepts what devices were refused for, unless it
+    was in force before: to take a mistake back needs nobody else.
 
     Raises: PolicyMalformed, SecondPersonRequired, StateConflict (another one was put into force meanwhile).
     """
     policy = await _checked(service, text)
-    before = await service.store.read(lambda tx: policies.newest_policy(tx, policy.model, policy.group))
+
+    def read(tx: Connection) -> tuple[Record | None, bool]:
+        before = policies.newest_policy(tx, policy.model, policy.group)
+        return before, policies.was_in_force(tx, policy.model, policy.group, text)
+
+    before, again = await service.store.read(read)
     if before is not None and before.text != text:
-        await _verify_one_person_may(service, before, policy)
+        await _verify_one_person_may(service, before, policy, again=again)
     now = service.clock()
     said = {"model": policy.model, "group": policy.group, "mode": policy.mode, "text": text}
     entry = leaf(service, "policy", now, **said, by=by)
@@ -240,11 +246,13 @@ async def _checked(service: Service, text: str) -> Policy:
     return policy
 
 
-async def _verify_one_person_may(service: Service, before: Record, after: Policy) -> None:
-    """Raises: SecondPersonRequired."""
+async def _verify_one_person_may(service: Service, before: Record, after: Policy, *, again: bool) -> None:
+    """`again`: the text was in force before. Raises: SecondPersonRequired."""
     old = parse_policy(before.text)
     if old.mode != after.mode:
         raise SecondPersonRequired(expected=f"the mode {old.mode}, which is in force", actual=f"the mode {after.mode}")
+    if again:
+        return
     accepted = await rejudging.accepts_what_was_refused(service, old, after)
     if accepted:
         raise SecondPersonRequired(

@@ -53,6 +53,12 @@ def newest_draft(tx: Connection, model: str, group: str | None) -> Record | None
     return tx.execute(select(policy).where(*mine).order_by(policy.c.version.desc()).limit(1)).first()
 
 
+def was_in_force(tx: Connection, model: str, group: str | None, text: str) -> bool:
+    """Was this very text in force for exactly that model and group before?"""
+    mine = (policy.c.model == model, policy.c.group == (group or ""), policy.c.state == "superseded")
+    return tx.execute(select(policy.c.id).where(*mine, policy.c.text == text).limit(1)).first() is not None
+
+
 def groups_of(tx: Connection, model: str) -> list[str]:
     """The groups of a model that have a policy of their own in force."""
     mine = (policy.c.model == model, policy.c.group != "", _ACTIVE)
@@ -85,13 +91,13 @@ def add_draft(tx: Connection, *, model: str, group: str | None, text: str, now: 
 
 
 def put_into_force(tx: Connection, draft: Record, *, now: int, by: str | None) -> None:
-    """A draft becomes the policy in force of its model and group; what was, and older drafts, are superseded.
+    """A draft becomes the policy in force of its model and group; what was is superseded, older drafts are overtaken.
 
     `by` is who promoted it; None where it was set without a second person.
     """
-    same = (policy.c.model == draft.model, policy.c.group == draft.group)
-    before = (or_(_ACTIVE, policy.c.state == "draft"), policy.c.version < draft.version)
-    tx.execute(update(policy).where(*same, *before).values(state="superseded"))
+    same = (policy.c.model == draft.model, policy.c.group == draft.group, policy.c.version < draft.version)
+    tx.execute(update(policy).where(*same, _ACTIVE).values(state="superseded"))
+    tx.execute(update(policy).where(*same, policy.c.state == "draft").values(state="overtaken"))
     promoted = {"promoted_at": None if by is None else now, "promoted_by": by}
     tx.execute(update(policy).where(policy.c.id == draft.id).values(state="active", **promoted))
 

@@ -107,7 +107,7 @@ class Policy(SQLModel, table=True):
     """Counted over all policies of the model, whatever their group: it names one text."""
     text: str = text(nullable=False)
     state: str = "active"
-    """`draft`: proposed; `active`: in force; `superseded`: was in force, or a draft that a newer one overtook."""
+    """`draft`: proposed; `active`: in force; `superseded`: was in force; `overtaken`: a draft that never was."""
     created_at: int = moment(nullable=False)
     created_by: str
     """Who set or proposed it."""

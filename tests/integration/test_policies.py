@@ -217,8 +217,17 @@ async def test_what_devices_were_refused_for_is_accepted_by_two_persons_only(ser
     await enroll(service, device)
     device.boot = boot("1")
     await enroll(service, device)
-    narrow = await policies.set_policy(service, now["toml"], by="ada")
-    assert narrow["state"] == "active"
+    # To narrow it takes one, and to take that back, too: that very text was in force before.
+    await policies.set_policy(service, now["toml"], by="ada")
+    device.boot = boot("3")
+    with pytest.raises(PcrsNotAccepted):
+        await enroll(service, device)
+    with pytest.raises(SecondPersonRequired):
+        await policies.set_policy(service, wider + "# not that very text\n", by="ada")
+    await policies.set_policy(service, wider, by="ada")
+    device.boot = boot("1")
+    await enroll(service, device)
+    assert (await policies.set_policy(service, now["toml"], by="ada"))["state"] == "active"
 
 
 # --- stored evidence ----------------------------------------------------------------------------------------------
