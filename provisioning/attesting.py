@@ -1,10 +1,9 @@
 """What enrollment, rotation and re-attestation share: evidence that passed is recorded, and a refusal is, too."""
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -83,12 +82,9 @@ def verify_ak_is_free(tx: Connection, answered: Answered) -> None:
 
 def stored_form(evidence: Evidence | PlatformEvidence, received: bytes) -> bytes:
     """Evidence as it is kept: the bytes that were received, but that a log is kept once, by its hash."""
-    boot, ima = evidence.boot_log, evidence.ima_log
-    if boot is not None:
-        evidence = replace(evidence, boot_log=None, boot_log_sha256=hashlib.sha256(boot).digest())
-    if ima is not None:
-        evidence = replace(evidence, ima_log=None, ima_log_sha256=hashlib.sha256(ima).digest())
-    return received if boot is None and ima is None else encode(evidence)
+    if evidence.boot_log is None and evidence.ima_log is None:
+        return received
+    return encode(observing.without_logs(evidence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +137,7 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
             raise QuarantineStands(expected="no open finding about a clone", actual=f"health {settled}")
         devices.attested(tx, device_id, at, due=due, settled=settled, **shown)
     notice_ak_twice(tx, service, device_id, answered.ak_name)
-    observing.note_passed(tx, answered.device, outcome.pcrs, outcome.findings)
+    observing.note_passed(service, tx, answered, outcome.pcrs, outcome.findings)
     leaves.add(tx, outcome.entry)
 
 

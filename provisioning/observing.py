@@ -6,13 +6,15 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from provisioning.attestation.explanation_evidence import quoted_pcrs
 from provisioning.attestation.explanation_values import shown_digest, shown_values
 from provisioning.attestation.quote import VerifiedPcrs
+from provisioning.attestation.rejudging import StoredEvidence, verify_stored_quote
 from provisioning.challenges import Answered
-from provisioning.db import evidence, logs
+from provisioning.db import evidence, leaves, logs
 from provisioning.db.devices import Record
+from provisioning.journal import leaf
 from provisioning.refusals import Finding, Refusal
+from provisioning.service import Service
 from wire.codec import encode
 from wire.messages import Evidence, PlatformEvidence
 
@@ -22,12 +24,18 @@ KEPT_CHECKS = frozenset({13, 17})
 """The checks that are about what a device shows: logs, reference values, rules, firmware. The quote was authentic."""
 
 
-def note_passed(tx: Connection, device: Record, pcrs: VerifiedPcrs, findings: tuple[Finding, ...]) -> None:
+def note_passed(
+    service: Service, tx: Connection, answered: Answered, pcrs: VerifiedPcrs, findings: tuple[Finding, ...]
+) -> None:
     """A device's evidence passed: what it shows counts from now on. Where that is what it showed, nothing is written.
 
-    `findings` count where a mode softened them.
+    `findings` count where a mode softened them: then they are a leaf, too.
     """
-    _put(tx, device, pcrs, tuple(finding for finding in findings if finding.refused))
+    softened = tuple(finding for finding in findings if finding.refused)
+    if _put(tx, answered.device, pcrs, softened) and softened:
+        told = [{"what": one.what, "expected": one.expected, "actual": one.actual} for one in softened]
+        named = {"device": answered.device.id, "attestation": answered.challenge.enrollment_id}
+        leaves.add(tx, leaf(service, "monitored", service.clock(), **named, findings=told))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,7 @@ class Shown:
 
     answered: Answered
     evidence: Evidence | PlatformEvidence
+    stored: bytes
     pcrs: VerifiedPcrs
     findings: tuple[Finding, ...]
 
@@ -48,7 +57,7 @@ class Shown:
             "at": at,
             "policy_id": self.answered.policy_id,
             "ak_public": self.answered.challenge.ak_public,
-            "evidence": encode(without_logs(self.evidence)),
+            "evidence": self.stored,
             "boot_log": _log(tx, self.evidence.boot_log, self.evidence.boot_log_sha256),
             "ima_log": _log(tx, self.evidence.ima_log, self.evidence.ima_log_sha256),
         }
@@ -62,17 +71,21 @@ def shown_by(
     """What is kept of a refusal: of the device's own evidence, what it showed, once the quote is authentic again."""
     if answered is None or shown is None or not own or refusal.check not in KEPT_CHECKS:
         return None
+    stored = encode(without_logs(shown))
     try:
-        pcrs = quoted_pcrs(shown, answered.challenge.ak_public)
+        pcrs = verify_stored_quote(StoredEvidence(stored, answered.challenge.ak_public, None, None))
     except Refusal:  # the refusal came before its quote was looked at, and this quote is worth nothing
         return None
-    return Shown(answered, shown, pcrs, refusal.findings)
+    return Shown(answered, shown, stored, pcrs, refusal.findings)
 
 
-def _put(tx: Connection, device: Record, pcrs: VerifiedPcrs, findings: tuple[Finding, ...]) -> None:
+def _put(tx: Connection, device: Record, pcrs: VerifiedPcrs, findings: tuple[Finding, ...]) -> bool:
+    """Write what a device shows, where it is something else than before. Was it?"""
     digest = shown_digest(pcrs, findings)
-    if digest != device.shown:
-        evidence.put_shown(tx, device.id, device.model, shown_values(pcrs, findings), digest)
+    if digest == device.shown:
+        return False
+    evidence.put_shown(tx, device.id, device.model, shown_values(pcrs, findings), digest)
+    return True
 
 
 def without_logs(shown: Evidence | PlatformEvidence) -> Evidence | PlatformEvidence:
