@@ -13,7 +13,7 @@ from provisioning.authorities import COMMAND, ISSUING, LOG, RESULTS, Authorities
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, public_url
 from provisioning.db.ledger import Ledger
 from provisioning.db.schema import verify_schema
-from provisioning.db.store import Store, open_sqlite
+from provisioning.db.store import Store, open_sqlite, watched
 from provisioning.ek_authorities import EkAuthorities
 from provisioning.profiles import Profiles
 from provisioning.refusals import ProfileMalformed, StorageUnavailable
@@ -59,7 +59,7 @@ def open_database(directory: DataDirectory, config: Config, parts: ExitStack) ->
     verify_schema(path)
     store = Store(open_sqlite(path, read_only=True))
     parts.callback(store.close)
-    ledger = Ledger(open_sqlite(path, read_only=False))
+    ledger = Ledger(open_sqlite(path, read_only=False), watched(path))
     parts.callback(ledger.close)
     return store, ledger
 

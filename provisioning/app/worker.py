@@ -94,9 +94,16 @@ def start_listeners(service: Service, ports: Ports) -> tuple[list[Listener], Con
 
 
 async def _follow(service: Service, contexts: Contexts) -> None:
-    """What another process changed, a second later at most: who signs, which CAs are trusted, the TLS certificate."""
+    """What another process changed, a second later at most: who signs, which CAs are trusted, the TLS certificate.
+
+    Raises: ConfigurationRefused, where somebody deleted or replaced the database.
+    """
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
+        if not service.ledger.is_there():
+            gone = StorageUnavailable(expected="the database file that was opened", actual="none, or another one")
+            msg = f"{service.config.database} was deleted or replaced while it was in use: stop first, then restore"
+            raise ConfigurationRefused(msg) from gone
         try:
             if await service.authorities.refresh(service.store):
                 _log.info(

@@ -24,8 +24,10 @@ class Ledger:
     group is rolled back and run again without it, so that one bad row fails nobody else, and costs nobody the group.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, is_there: Callable[[], bool] = lambda: True) -> None:
+        """`is_there`: is the database still where the next process will look for it? Asked behind each commit."""
         self._engine = engine
+        self.is_there = is_there
         self._lane = Lane("ledger", self._commit, deadline_seconds=WRITE_DEADLINE_SECONDS)
 
     async def write(self, write: Write[T]) -> T:
@@ -59,6 +61,10 @@ class Ledger:
                     for at, job in enumerate(some):  # noqa: B007  where it came to
                         job.result = job.work(tx)
                     at = len(some)
+                if not self.is_there():  # the driver goes on writing to a file that has no name any more
+                    lost = StorageUnavailable(expected="the database file that was opened", actual="none, or another")
+                    for job in some:
+                        job.error = lost
             except BaseException as error:  # noqa: BLE001  any failure goes to the caller whose write it was
                 if at < 0 or len(some) == 1:  # nothing was begun: the database is held or gone, for all of them
                     for job in some:

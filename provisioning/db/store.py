@@ -66,6 +66,20 @@ class Store:
         return refusal
 
 
+def watched(path: Path) -> Callable[[], bool]:
+    """Asked later: is the file at this path still the one that is there now? No, where it was deleted or replaced."""
+    opened = path.stat()
+
+    def is_there() -> bool:
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)
+
+    return is_there
+
+
 def open_sqlite(path: Path, *, read_only: bool) -> Engine:
     """An engine on one SQLite file: WAL, every commit durable (synchronous=FULL)."""
     mode, begin = ("ro", "BEGIN") if read_only else ("rwc", "BEGIN IMMEDIATE")

@@ -9,7 +9,7 @@ from sqlalchemy import insert, select
 from provisioning.db.columns import table_of
 from provisioning.db.lane import Lane, LaneSlow
 from provisioning.db.ledger import Ledger
-from provisioning.db.store import open_sqlite
+from provisioning.db.store import open_sqlite, watched
 from provisioning.db.tables import Lease
 from provisioning.refusals import NotFound, StorageUnavailable
 
@@ -159,4 +159,19 @@ async def test_a_write_that_the_database_is_too_slow_for_is_refused(engine, monk
     with pytest.raises(StorageUnavailable):
         await first
     assert await names(ledger) == ["a"]  # nothing that was asked for is lost
+    ledger.close()
+
+
+async def test_what_was_written_to_a_deleted_or_replaced_file_is_not_acknowledged(engine, tmp_path):
+    path = tmp_path / "a.db"
+    ledger = Ledger(engine, watched(path))
+    await ledger.write(put("a"))
+    path.rename(tmp_path / "aside")
+    with pytest.raises(StorageUnavailable):
+        await ledger.write(put("b"))
+    path.write_bytes(b"")
+    with pytest.raises(StorageUnavailable):
+        await ledger.write(put("c"))
+    (tmp_path / "aside").replace(path)
+    await ledger.write(put("d"))
     ledger.close()

@@ -156,6 +156,20 @@ def test_a_child_that_is_killed_is_started_again_on_the_same_port(serve, part):
     assert serving.stop() == 0
 
 
+def test_a_database_that_is_replaced_is_opened_anew_and_one_that_is_gone_ends_it(serve, directory):
+    serving = serve()
+    serving.ready()
+    (worker,) = serving.children("provisioning.app.worker")
+    database = directory.root / "muster.db"
+    shutil.copy(database, directory.root / "restored")
+    (directory.root / "restored").replace(database)
+    eventually(lambda: serving.children("provisioning.app.worker") not in ([], [worker]))
+    assert "stop first, then restore" in serving.log.read_text()
+    database.unlink()
+    assert serving.process.wait(PATIENCE_SECONDS) != 0
+    assert "is missing; restore it" in serving.log.read_text()
+
+
 def test_several_workers_share_the_ports(serve, directory):
     directory.config.write_text("workers = 2\n" + directory.config.read_text())
     serving = serve()
