@@ -242,6 +242,7 @@ def _device(row: Record) -> Json:
         "station": row.station,
         "ek_id": row.ek_id,
         "ek_trust": row.ek_trust,
+        "identity_id": row.identity_id,
         "registered": _time(row.registered_at),
         "last_attested": _time(row.last_attested_at),
         "next_due": _time(row.next_attest_at),

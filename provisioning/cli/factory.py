@@ -32,7 +32,11 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The station's name.")
 Budget = Annotated[int, typer.Option(min=0, max=BUDGET_MOST, metavar="N", help="How many devices it may register.")]
 File = Annotated[
     Path,
-    typer.Argument(metavar="FILE.csv", help="UTF-8; header: serial,model and ek_certificate, ek_public or ek_sha256"),
+    typer.Argument(
+        metavar="FILE.csv",
+        help="UTF-8; header: serial,model and one of ek_certificate, ek_public, ek_sha256, iak_certificate, "
+        "idevid_certificate",
+    ),
 ]
 Station = Annotated[str, typer.Option("--station", metavar="NAME", help="Which station vouches.")]
 

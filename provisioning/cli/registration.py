@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public
 from provisioning.cli.failures import Failed
@@ -15,8 +16,9 @@ from provisioning.refusals import Refusal
 from wire.factory import Registration
 from wire.topics import is_device_id
 
-WAYS = ("ek_certificate", "ek_public", "ek_sha256")
-"""How the third column names a device's EK. The last two are a trust level of their own: a policy must allow it."""
+WAYS = ("ek_certificate", "ek_public", "ek_sha256", "iak_certificate", "idevid_certificate")
+"""How the third column names a device's TPM: by its EK, or by its maker's certificate for a key in it."""
+CERTIFICATES = {"ek_certificate": "EK", "iak_certificate": "IAK", "idevid_certificate": "IDevID"}
 COLUMNS = ("serial", "model", WAYS[0])
 GROUP_COLUMN = "group"
 """An optional fourth column: the group of its model that a device belongs to; an empty cell is none."""
@@ -131,15 +133,16 @@ def _device(line: int, way: str, cells: tuple[str, str, str], folder: Path) -> R
     if way == "ek_public":
         public = _public(named, folder)
         return Row(line, Registration(serial, model, ek_public=public), _id_of_public(public))
-    certificate = _certificate(named, folder)
+    certificate = _certificate(way, named, folder)
     try:
         ek_id = ek_id_of(certificate)
     except Refusal as refusal:
         why = refusal.actual or refusal.title
         raise _Bad(
-            f"ek_certificate is no EK certificate that can be read ({clean(why)[:120]}); {refusal.cure}"
+            f"{way} is no {CERTIFICATES[way]} certificate that can be read ({clean(why)[:120]}); {refusal.cure}"
         ) from refusal
-    return Row(line, Registration(serial, model, certificate), ek_id)
+    known_by: dict[str, Any] = {way: certificate}
+    return Row(line, Registration(serial, model, **known_by), ek_id)
 
 
 def _public(named: str, folder: Path) -> bytes:
@@ -168,15 +171,15 @@ def _id_of_public(public: bytes) -> str:
         raise _Bad(f"ek_public is no EK that can be read ({clean(why)[:120]}); {refusal.cure}") from refusal
 
 
-def _certificate(named: str, folder: Path) -> bytes:
+def _certificate(way: str, named: str, folder: Path) -> bytes:
     """The DER that a cell names: a PEM file, relative to the CSV, or base64 DER itself."""
     if not named:
-        raise _Bad("ek_certificate is empty; write the path of a PEM file, or base64 DER")
+        raise _Bad(f"{way} is empty; write the path of a PEM file, or base64 DER")
     der = _from_base64(named)
     if der is None:
-        der = _from_pem(folder / named)
+        der = _from_pem(way, folder / named)
     if len(der) > CERTIFICATE_MOST:
-        raise _Bad(f"ek_certificate has more than {CERTIFICATE_MOST} bytes; check the certificate")
+        raise _Bad(f"{way} has more than {CERTIFICATE_MOST} bytes; check the certificate")
     return der
 
 
@@ -190,20 +193,27 @@ def _from_base64(text: str) -> bytes | None:
         return None
 
 
-def _from_pem(path: Path) -> bytes:
+def _from_pem(way: str, path: Path) -> bytes:
     try:
         with path.open("rb") as opened:
             data = opened.read(PEM_MOST + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "is no path"
-        raise _Bad(f"ek_certificate {clean(path)[:200]}: {why}; write the path of a PEM file, or base64 DER") from error
+        raise _Bad(f"{way} {clean(path)[:200]}: {why}; write the path of a PEM file, or base64 DER") from error
     found = _PEM.findall(data)
     if len(data) > PEM_MOST or len(found) != 1:
-        raise _Bad(f"ek_certificate {clean(path)}: holds {len(found)} PEM certificates; it must hold one, the EK's")
+        raise _Bad(
+            f"{way} {clean(path)}: holds {len(found)} PEM certificates; it must hold one, the {CERTIFICATES[way]}'s"
+        )
     try:
         return base64.b64decode(b"".join(found[0].split()), validate=True)
     except binascii.Error as error:
-        raise _Bad(f"ek_certificate {clean(path)}: holds broken base64; export the certificate again") from error
+        raise _Bad(f"{way} {clean(path)}: holds broken base64; export the certificate again") from error
+
+
+def _what(row: Row) -> str:
+    """What a row names its TPM by."""
+    return next((name for way, name in CERTIFICATES.items() if getattr(row.device, way) is not None), "EK")
 
 
 def _duplicates(file: Path, rows: list[Row]) -> list[str]:
@@ -219,6 +229,7 @@ def _duplicates(file: Path, rows: list[Row]) -> list[str]:
         first = eks.setdefault(row.ek_id, row.line)
         if first != row.line:
             faults.append(
-                f"{file}: line {row.line}: the same EK stands on line {first} already; each device has its own TPM"
+                f"{file}: line {row.line}: the same {_what(row)} stands on line {first} already; "
+                "each device has its own TPM"
             )
     return faults

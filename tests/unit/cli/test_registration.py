@@ -55,6 +55,22 @@ def test_a_row_names_a_pem_file_beside_it_or_holds_the_certificate_itself(tmp_pa
     assert [row.device.ek_certificate for row in rows] == list(eks)
 
 
+@pytest.mark.parametrize(("way", "what"), [("iak_certificate", "IAK"), ("idevid_certificate", "IDevID")])
+def test_a_makers_certificate_may_stand_in_the_eks_place(tmp_path, eks, way, what):
+    header = f"serial,model,{way}\n"
+    (row,) = read_registrations(write(tmp_path, f"{header}GW-1,gateway,{b64(eks[0])}\n"))
+    known_by = (row.device.ek_certificate, row.device.iak_certificate, row.device.idevid_certificate)
+    assert (getattr(row.device, way), known_by.count(None)) == (eks[0], 2)
+    lines = refused(write(tmp_path, f"{header}GW-1,gateway,{b64(eks[0])}\nGW-2,gateway,{b64(eks[0])}\n"))
+    assert f"the same {what} stands on line 2" in lines[0]
+    assert way in refused(write(tmp_path, f"{header}GW-1,gateway,{b64(eks[0][:-9])}\n"))[0]
+    assert way in refused(write(tmp_path, f"{header}GW-1,gateway,\n"))[0]
+
+
+def test_the_ways_of_a_file_are_those_of_the_service():
+    assert registration.WAYS == factory.WAYS
+
+
 def test_a_byte_order_mark_and_crlf_are_taken(tmp_path, eks):
     file = write(tmp_path, "")
     file.write_bytes(b"\xef\xbb\xbfserial,model,ek_certificate\r\n" + f"GW-1,gateway,{b64(eks[0])}\r\n".encode())
