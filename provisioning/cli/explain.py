@@ -152,8 +152,10 @@ def _edit(found: dict[str, Any]) -> list[str]:
     edits = (
         [found["edit"]] if found.get("edit") else [one["edit"] for one in found.get("findings", []) if one.get("edit")]
     )
+    if not edits and any(finding.get("withheld") and "others" in finding for finding in found.get("findings", [])):
+        return ["", "  edit      withheld; --show-unsafe shows it all the same, and asking for it goes into the log"]
     if not edits:
-        return ["", f"  edit      withheld: {found['withheld']}"] if found.get("withheld") else []
+        return ["", f"  edit      none: {found['withheld']}"] if found.get("withheld") else []
     lines = [
         "",
         f"  edit of version {policy['version']} of {policy['model']}'s policy, which is applied by nobody here:",

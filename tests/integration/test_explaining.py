@@ -1,5 +1,6 @@
 """Explanations on a real service: what is kept, who shows the same, what is withheld, and what the device learns."""
 
+import asyncio
 import json
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -26,6 +27,7 @@ from provisioning.refusals import (
 )
 from provisioning.revoking import revoke_device
 from tests.support.boot_logs import booted, image, log_of
+from tests.support.cli import Person
 from tests.support.listeners import service_with_operators, serving
 from tests.support.service import Clock, csr, make_installation
 from tests.support.shown import pcrs_after
@@ -228,6 +230,8 @@ async def test_what_a_mode_let_pass_is_explained_by_device_and_by_attestation(se
     assert [one["pcr"] for one in found["changed"]["pcrs"]] == [4]
     await enroll(service, shows(model.devices[1], OTHER_IMAGE))
     by_id = await explaining.explain(service, found["attestation"])
+    recorded = [one for one in await leaves_of(service, "monitored") if one["attestation"] == found["attestation"]]
+    assert [one["what"] for one in recorded[0]["findings"]] == [one["what"] for one in found["findings"]]
     assert by_id["attestation"] == found["attestation"]
     assert [one["others"] for one in by_id["findings"] if one["what"] == "PCR 4"] == [1]
 
@@ -296,3 +300,37 @@ async def test_a_tpm_that_no_root_vouches_for_is_explained_by_the_policy(service
     assert found["edit"]["toml"] == f'manufacturers = ["id:494E5443", "{MANUFACTURER}"]'
     assert found["findings"][0]["withheld"].startswith("unsigned: ")
     assert (await explaining.explain(service, caught.value.instance))["edit"] is None
+
+
+async def test_an_operator_types_it_by_device_and_by_id_and_reads_both_forms(service, model_of, capsys):
+    model = await model_of("typed", 1)
+    device = model.devices[0]
+    await enroll(service, shows(device, booted()))
+    instance = await refusal_of(service, device, ONE_MORE)
+    async with serving(service) as client:
+        host = f"127.0.0.1:{client.ports.operator}"
+        places = {"operator": f"https://{host}", "device": "", "public": "", "mqtt": ""}
+        service.directory.endpoints.parent.mkdir(exist_ok=True)
+        service.directory.endpoints.write_text(json.dumps(places))
+        person = Person(service.directory.root, capsys)
+        by_id = await asyncio.to_thread(person.types, "explain", instance)
+        by_device = await asyncio.to_thread(person.types, "explain", device.serial)
+        unsafe = await asyncio.to_thread(person.types, "explain", device.serial, "--show-unsafe")
+        found = await asyncio.to_thread(person.asks, "explain", instance)
+        await asyncio.to_thread(person.types, "explain", device.serial, "--monitor", status=1)
+    assert by_id == by_device
+    for part in (
+        "PCR 4",
+        "event 16 added",
+        "changed since it passed",
+        "--show-unsafe",
+        "seen on   0 other devices",
+        "signed    no",
+        "withheld",
+    ):
+        assert part in by_id
+    assert value_of(booted()) in by_id
+    assert "+" not in [line.strip()[:1] for line in by_id.splitlines()]
+    assert f'+"4" = ["{value_of(booted())}", "{value_of(ONE_MORE)}"]' in unsafe
+    assert "another person" in unsafe
+    assert (found["refusal"], found["check_name"]) == (instance, "what was booted")
