@@ -5,7 +5,6 @@ that neither the loop nor the memory knows how large the fleet is.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,6 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from provisioning.attestation.endorsement import RegisteredEk, verify_endorsement
 from provisioning.attestation.learning import Lessons
 from provisioning.attestation.policy import Policy
 from provisioning.attestation.rejudging import StoredEvidence, Verdict, judge_again, verify_shown
@@ -21,10 +19,10 @@ from provisioning.challenges import release_values
 from provisioning.db import attestations, devices, evidence, logs
 from provisioning.db.attestations import Place
 from provisioning.db.devices import Record
+from provisioning.endorsing import endorse, request_of
 from provisioning.refusals import Finding, NotFound, Refusal, RequestMalformed, StateConflict
 from provisioning.service import Service
-from wire.codec import rfc3339, unb64url
-from wire.messages import EnrollmentRequest
+from wire.codec import rfc3339
 
 Json = dict[str, object]
 _Listing = Callable[[Connection, str, str | None, Place, int], Sequence[Record]]
@@ -281,19 +279,9 @@ def _judged(service: Service, now: datetime, policy: Policy, item: Item, stored:
 
 
 def _endorsement_refusal(service: Service, now: datetime, policy: Policy, device: Record) -> Refusal | None:
-    """(2, 3) The EK on record, by the roots that this policy names. A device that was known otherwise has none."""
-    if device.ek_certificate is None and device.ek_public is None:
-        return None
-    request = EnrollmentRequest(
-        ak_public=device.ak_public,
-        pcr_banks=policy.banks,
-        ek_certificate=device.ek_certificate,
-        ek_public=device.ek_public if device.ek_certificate is None else None,
-        ek_intermediates=tuple(unb64url(text) for text in json.loads(device.ek_intermediates)),
-    )
-    registered = RegisteredEk(device.ek_id, device.ek_trust, device.ek_certificate)
+    """(2, 3) What is on record of the TPM, EK or IAK, by the roots that this policy names."""
     try:
-        verify_endorsement(request, policy, now, registered, service.ek_roots.store)
+        endorse(service, device, request_of(device, policy.banks), policy, now)
     except Refusal as refusal:
         return refusal
     return None
