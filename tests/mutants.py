@@ -82,6 +82,7 @@ def collected_runner():
         def run_tests(self, *, mutant_name, tests):
             if self.session is None or mutant_name is None:
                 return super().run_tests(mutant_name=mutant_name, tests=tests)
+            forget()
             with change_cwd("mutants"):
                 chosen = [self.items[name] for name in tests]
                 for item, following in zip(chosen, [*chosen[1:], None], strict=True):
@@ -91,6 +92,15 @@ def collected_runner():
             return 0
 
     return Collected
+
+
+def forget() -> None:
+    """What was remembered before the fork was computed by the code as it is, not by the mutant."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("provisioning.", "wire.")):
+            for value in list(vars(module).values()):
+                if callable(getattr(value, "cache_clear", None)):
+                    value.cache_clear()
 
 
 def run_mutmut(modules: list[str], children: int) -> dict[str, dict[str, str]]:
