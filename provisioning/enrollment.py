@@ -112,7 +112,7 @@ async def complete_enrollment(
         activated = verify_answer(evidence, evidence.csr, found.challenge)
         where = replace(where, own=True, answered=found, evidence=evidence)
         found = await _judge_claims(service, found)
-        logs = await logs_of(service, evidence)
+        logs = await logs_of(service, evidence, found.challenge)
         verified = await attesting.judge(verify_evidence, evidence, logs, activated, found)
         return await _issue(service, found, verified, attesting.stored_form(evidence, received), logs)
     except ChallengeTaken:  # by other evidence, in between: that one is judged, and this one changes nothing

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from provisioning.attestation.evidence import OpenChallenge
 from provisioning.db import logs
 from provisioning.refusals import BootLogMissing, ImaLogMissing, RequestMalformed, TooManyRequests
 from provisioning.service import Service
@@ -43,21 +44,24 @@ async def store_log(service: Service, device_id: str, sha256: str, content: byte
     await service.ledger.write(write)
 
 
-async def logs_of(service: Service, evidence: Evidence | PlatformEvidence) -> Logs:
+async def logs_of(service: Service, evidence: Evidence | PlatformEvidence, challenge: OpenChallenge) -> Logs:
     """The logs of an evidence message: in it, or uploaded before and named by their hash.
+
+    What the challenge does not ask for is neither looked up nor judged nor kept.
 
     Raises: BootLogMissing, ImaLogMissing (named, and not here).
     """
     boot, ima = evidence.boot_log, evidence.ima_log
-    if boot is None and evidence.boot_log_sha256 is not None:
+    wants_boot, wants_ima = challenge.boot_log != "none", challenge.ima_log != "none"
+    if wants_boot and boot is None and evidence.boot_log_sha256 is not None:
         boot = await _uploaded(service, evidence.boot_log_sha256)
         if boot is None:
             raise BootLogMissing(expected="an uploaded log of this hash", actual=evidence.boot_log_sha256)
-    if ima is None and evidence.ima_log_sha256 is not None:
+    if wants_ima and ima is None and evidence.ima_log_sha256 is not None:
         ima = await _uploaded(service, evidence.ima_log_sha256)
         if ima is None:
             raise ImaLogMissing(expected="an uploaded log of this hash", actual=evidence.ima_log_sha256)
-    return Logs(boot, ima)
+    return Logs(boot if wants_boot else None, ima if wants_ima else None)
 
 
 async def forget_uploads(service: Service) -> None:

@@ -151,7 +151,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
     where = _by_itself(taken, evidence)
     try:
         activated = verify_answer(evidence, evidence.csr, taken.challenge)
-        logs = await logs_of(service, evidence)
+        logs = await logs_of(service, evidence, taken.challenge)
         verified = await attesting.judge(verify_evidence, evidence, logs, activated, taken)
         _same_ak(taken)
         now = service.clock()
@@ -223,7 +223,7 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     where = _by_itself(taken, evidence)
     try:
         activated = verify_answer(evidence, b"", taken.challenge)
-        logs = await logs_of(service, evidence)
+        logs = await logs_of(service, evidence, taken.challenge)
         verified = await attesting.judge(verify_platform, evidence, logs, activated, taken)
         _same_ak(taken)
     except Refusal as refusal:
