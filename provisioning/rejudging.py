@@ -125,7 +125,7 @@ def place_text(place: Place | None) -> str | None:
 async def lessons_of(service: Service, policy: Policy, names: Sequence[str]) -> tuple[Lessons, list[str]]:
     """What these devices of a model showed last, verified again; and the serials of those with no evidence yet.
 
-    Raises: NotFound, PolicyMalformed, StateConflict (too long); what stored evidence that was written to is refused with.
+    Raises: NotFound, PolicyMalformed, StateConflict (too long); a Refusal, where stored evidence was written to.
     """
     timer = asyncio.get_running_loop().time
     until, read = timer() + LEARNED_SECONDS, _Logs(service)
