@@ -125,6 +125,7 @@ PACKAGES: dict[str, Callable[[], bool]] = {
     "curl": has_program("curl"),
     "gcc": has_program("gcc"),
     "gnutls-bin": has_program("certtool"),
+    "ima-evm-utils": has_program("evmctl"),
     "libc6-dev": has_file("usr/include/stdio.h"),
     "libnss3": has_file("usr/lib/*/libsoftokn3.so", "usr/lib/*/nss/libsoftokn3.so"),
     "libnss3-tools": has_program("certutil"),
