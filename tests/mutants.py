@@ -115,7 +115,7 @@ def run_mutmut(modules: list[str], children: int) -> dict[str, dict[str, str]]:
 
     isolation.PytestRunner = collected_runner()
     if not sys.stdout.isatty():
-        mutmut.print_stats = lambda *_, **__: None  # a line for each mutant, meant to be overwritten
+        mutmut.print_stats = mutmut.print_status = lambda *_, **__: None  # lines that are meant to be overwritten
     if modules:
         config().only_mutate = [f"{PACKAGE}/{name}.py" for name in modules]
     mutmut._run([], children)
