@@ -14,17 +14,20 @@ from hypothesis import strategies as st
 from lab.light import make_ak
 from provisioning.attestation.bundles import certificates_in
 from provisioning.attestation.ek_store import EMPTY, EkStore, Role, judge, stored
-from provisioning.attestation.evidence import verify_evidence
+from provisioning.attestation.evidence import verify_activation, verify_evidence
 from provisioning.attestation.identity import (
     AIK_CERTIFICATE,
     VERIFIED_TPM_RESIDENCY,
     VERIFIED_TPM_RESTRICTED,
+    verify_answer,
     verify_identity,
+    verify_idevid,
     verify_own_quote,
 )
 from provisioning.attestation.policy import parse_policy
 from provisioning.attestation.structures import name_of
 from provisioning.refusals import (
+    ActivationProofWrong,
     AkAttributesRefused,
     AlgorithmRefused,
     AnswersAnotherChallenge,
@@ -33,6 +36,7 @@ from provisioning.refusals import (
     IdentityCertificateUnfit,
     IdentityChainRefused,
     IdentityKeyDiffers,
+    IdevidOfAnotherTpm,
     PcrValuesNotQuoted,
     Refusal,
     SignatureWrong,
@@ -251,6 +255,69 @@ def test_a_quote_for_another_challenge_or_by_another_key_proves_nothing(device):
         answered(evidence, replace(stored, ak_public=AK.public))
     with pytest.raises(PcrValuesNotQuoted):
         verify_own_quote(evidence.quote, {"sha256": {"0": bytes(32)}}, evidence.csr, stored)
+
+
+def test_neither_proof_stands_for_the_other(device):
+    """A challenge says by what it is answered: no stranger gets along without the credential that was made."""
+    evidence, stored = evidence_tests.honest(device)
+    assert verify_answer(evidence, evidence.csr, stored)
+    with pytest.raises(ActivationProofWrong):
+        verify_own_quote(evidence.quote, evidence.pcrs, evidence.csr, stored)
+    certified = replace(stored, proof="quote")
+    with pytest.raises(ActivationProofWrong):
+        verify_activation(evidence.activation_proof, evidence.csr, certified)
+    assert verify_answer(replace(evidence, activation_proof=b""), evidence.csr, certified).csr == evidence.csr
+    with pytest.raises(ActivationProofWrong):
+        verify_answer(replace(evidence, activation_proof=b""), evidence.csr, stored)
+
+
+# --- the IDevID beside it ---------------------------------------------------------------------------------------------
+
+
+def idevid(issuer=MAKER, **given):
+    """An IDevID certificate by the TCG's profile; its key signs nothing here."""
+    resident = {x509.CertificatePolicies: policies(VERIFIED_TPM_RESIDENCY), **given.pop("replace", {})}
+    return iak(ec_key(number="idevid"), issuer, replace=resident, **given)
+
+
+def beside(certificate, *intermediates, by=None):
+    return verify_idevid(certificate, tuple(one.der for one in intermediates), identified(by=by), by or policy(), NOW)
+
+
+def test_an_idevid_of_the_same_tpm_is_believed_with_its_iak():
+    assert beside(idevid()) == ()
+    middle = MAKER.intermediate("Device Maker CA 8")
+    assert beside(idevid(middle), middle) == ()
+    usage = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH])
+    assert beside(idevid(more=[(usage, False)])) == ()  # it is no AK: it may be for TLS
+
+
+def test_an_idevid_of_another_tpm_or_another_maker_is_refused():
+    elsewhere = x509.SubjectAlternativeName([x509.OtherName(HARDWARE_MODULE_NAME, module_name(serial=b"another"))])
+    with pytest.raises(IdevidOfAnotherTpm, match="not of the TPM"):
+        beside(idevid(replace={x509.SubjectAlternativeName: elsewhere}))
+    other = root("Another Maker")
+    both = policy(MAKER, other)
+    with pytest.raises(IdevidOfAnotherTpm):
+        beside(idevid(other), by=both)
+    with pytest.raises(IdentityChainRefused):
+        beside(idevid(other))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "what"),
+    [
+        (x509.CertificatePolicies, policies(VERIFIED_TPM_RESTRICTED), "certificate policies"),
+        (x509.CertificatePolicies, None, "certificate policies"),
+        (x509.KeyUsage, key_usage(key_agreement=True), "key usage"),
+        (x509.SubjectAlternativeName, None, "hardwareModuleName"),
+    ],
+    ids=["not resident", "no policies", "no signatures", "no TPM"],
+)
+def test_an_idevid_says_what_it_must(kind, value, what):
+    with pytest.raises(IdentityCertificateUnfit) as refused:
+        beside(idevid(replace={kind: value}))
+    assert [finding.what for finding in refused.value.findings] == [what]
 
 
 @given(st.data())

@@ -32,6 +32,19 @@ def test_paths_are_relative_to_the_file(tmp_path):
     assert config.build_time == datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
+def test_a_makers_certificates_are_in_nv_or_in_files_of_the_agent(tmp_path):
+    config = load_config(write(tmp_path, iak_certificate="nv:0x1c90000", iak_handle=0x81080000))
+    assert (config.iak_certificate, config.idevid_certificate, config.iak_handle) == (0x1C90000, None, 0x81080000)
+    config = load_config(write(tmp_path, iak_certificate="maker/iak.pem", idevid_certificate="/etc/idevid.pem"))
+    assert (config.iak_certificate, config.iak_handle) == (tmp_path / "maker" / "iak.pem", None)
+    assert str(config.idevid_certificate) == "/etc/idevid.pem"
+
+
+def test_the_ima_log_is_the_kernels_unless_another_file_is_named(tmp_path):
+    assert str(load_config(write(tmp_path)).ima_log) == "/sys/kernel/security/ima/binary_runtime_measurements"
+    assert load_config(write(tmp_path, ima_log="../ima.bin")).ima_log == tmp_path.parent / "ima.bin"
+
+
 def test_a_time_of_toml_is_taken_too(tmp_path):
     write(tmp_path, without=("build_time",), text="build_time = 2026-11-21T13:00:00+01:00\n")
     assert load_config(tmp_path).build_time == datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -50,6 +63,12 @@ def test_a_time_of_toml_is_taken_too(tmp_path):
         ({"ek": "dsa"}, "ek: is not one of rsa, ecc"),
         ({"build_time": "yesterday"}, "build_time: is not a time"),
         ({"ownership_epoch": -1}, "ownership_epoch: is negative"),
+        ({"iak_handle": 0x81080000}, "iak_certificate: is missing"),
+        ({"idevid_certificate": "i.pem"}, "iak_certificate: is missing"),
+        ({"iak_certificate": "nv:"}, "iak_certificate: is no NV index"),
+        ({"iak_certificate": "nv:0x81000000"}, "iak_certificate: is no NV index"),
+        ({"iak_certificate": "i.pem", "idevid_certificate": "nv:zero"}, "idevid_certificate: is no NV index"),
+        ({"iak_certificate": "i.pem", "iak_handle": 0x40000001}, "iak_handle: is no persistent handle"),
         ({"text": "this is not TOML"}, "line 6"),
         ({"text": "hardware = 'twice'"}, "overwrite"),
         ({"text": "ownership_epoch = " + "9" * 5000}, "agent.toml"),
