@@ -94,6 +94,27 @@ def test_what_the_service_refuses_is_said_of_the_line_of_the_file(person, eks, t
     assert len(person.err.splitlines()) == 1
 
 
+def test_a_tpm_that_is_registered_under_another_serial_is_a_finding_until_a_person_closes_it(person, eks, tmp_path):
+    *_, (serial, ek) = eks.items()
+    file = write_csv(tmp_path / "again.csv", ("relabelled", "light", ek))
+    person.types("factory", "register", file, "--station", "line-3", status=1)
+    assert "(MUSTER-FAC-004)" in person.err
+    (found,) = person.asks("findings", "list", "--device", serial)["findings"]
+    assert (found["kind"], found["serial"], found["detail"]["as_serial"]) == ("ek-twice", serial, "relabelled")
+    assert "as_serial relabelled" in person.types("findings", "list")
+    assert person.asks("devices", "show", serial)["findings"] == [found]
+    assert "ek-twice" in person.types("devices", "show", serial)
+    closed = person.asks("findings", "close", found["id"])
+    assert closed["closed"] is not None
+    assert person.asks("findings", "list")["findings"] == []
+    assert person.asks("findings", "list", "--all")["findings"] == [closed]
+    person.types("findings", "close", found["id"], status=1)
+    assert "(MUSTER-ACC-009)" in person.err
+    person.types("findings", "close", 999_999, status=1)
+    person.types("findings", "list", "--device", "nobody", status=1)
+    assert "(MUSTER-ACC-003)" in person.err
+
+
 def test_a_file_with_a_bad_row_is_not_sent(person, eks, tmp_path):
     before = person.asks("devices", "list")
     (_, ek), *_ = eks.items()
@@ -301,7 +322,17 @@ def test_after_all_that_the_installation_is_sound(person):
 def test_every_operator_action_is_in_the_log(person, served):
     with closing(sqlite3.connect(served.root / "muster.db")) as database:
         kinds = {row[0] for row in database.execute("select distinct kind from leaf")}
-    assert kinds >= {"station", "registration", "policy", "approval", "revocation", "release", "trust", "certificate"}
+    assert kinds >= {
+        "station",
+        "registration",
+        "finding",
+        "policy",
+        "approval",
+        "revocation",
+        "release",
+        "trust",
+        "certificate",
+    }
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

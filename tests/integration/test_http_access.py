@@ -206,6 +206,25 @@ async def test_a_query_of_another_shape_is_refused(client, query):
     assert (await client.code("operator", "GET", f"/api/v1/devices?{query}", role="viewer"))[0] == 400
 
 
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=501", "before=x", "before=-1", "all=yes", "other=1", f"before={'9' * 16}"]
+)
+async def test_a_question_for_findings_of_another_shape_is_refused(client, query):
+    assert (await client.code("operator", "GET", f"/api/v1/findings?{query}", role="viewer"))[0] == 400
+
+
+async def test_a_viewer_reads_findings_and_closes_none(client):
+    assert (await client.call("operator", "GET", "/api/v1/findings", role="viewer"))[0] == 200
+    assert (await client.code("operator", "POST", "/api/v1/findings/1/close", role="viewer"))[0] == 403
+    assert (await client.code("operator", "POST", "/api/v1/findings/1/close", role="operator"))[0] == 404
+    assert (await client.code("operator", "POST", "/api/v1/findings/one/close", role="operator"))[0] == 400
+
+
+async def test_open_findings_are_measured(client):
+    _, _, body = await client.call("operator", "GET", "/metrics", role="viewer")
+    assert 'muster_findings_open{kind="two-sessions"} 0.0' in body.decode()
+
+
 async def test_devices_come_in_pages(client, service, tmp_path):
     for name in ("p-1", "p-2", "p-3"):
         await fleet.device(service, tmp_path, name)
