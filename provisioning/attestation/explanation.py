@@ -24,6 +24,7 @@ from provisioning.attestation.explanation_edit import (
     Change,
     Drop,
     EditImpossible,
+    Hexadecimal,
     Put,
     added_lines,
     difference,
@@ -147,7 +148,7 @@ def _firmware(shown: Shown, policy: Policy) -> list[Proposal]:
     if version >= policy.min_tpm_firmware:
         return []
     judged = Judged(signed=True, why="the TPM itself says so, in a quote by a key of its endorsement hierarchy")
-    change = Put(("min_tpm_firmware",), version)
+    change = Put(("min_tpm_firmware",), Hexadecimal(version))
     at_least = f"at least {policy.min_tpm_firmware:#x}"
     return [Proposal("firmware", at_least, f"{version:#x}", firmware_key(version), (change,), judged)]
 

@@ -55,6 +55,10 @@ class Line:
 Change = Add | Put | Drop | Line
 
 
+class Hexadecimal(int):
+    """A number that is written as people compare it."""
+
+
 def edited(text: str, changes: Sequence[Change]) -> str:
     """The text with these changes; comments and everything else stay as they are. Raises: EditImpossible."""
     try:
@@ -191,7 +195,7 @@ def _written(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
-        return str(value)
+        return f"{value:#x}" if isinstance(value, Hexadecimal) else str(value)
     if isinstance(value, str):
         return _string(value)
     if isinstance(value, Mapping):

@@ -6,6 +6,7 @@ Of TOML 1.0 as `tomllib` takes it: the text was parsed before. What is found her
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 Path = tuple[str | int, ...]
 """Keys of tables and numbers of array elements, from the top."""
@@ -45,6 +46,7 @@ class Places:
     """From the header of a table to the next header, or the end of the text."""
 
 
+@lru_cache(maxsize=2)
 def places(text: str) -> Places:
     """Every value of a valid TOML text. Raises: NotFound."""
     try:

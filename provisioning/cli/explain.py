@@ -109,7 +109,7 @@ def _finding(finding: dict[str, Any]) -> list[str]:
     lines.append(f"    actual    {finding.get('actual')}")
     if finding.get("cure"):
         lines.append(f"    cure      {finding['cure']}")
-    if "others" in finding:
+    if finding.get("others") is not None:
         more = " or more" if finding.get("others_at_least") else ""
         lines.append(f"    seen on   {finding['others']}{more} other devices of the model")
         lines.append(f"    signed    {'yes' if finding.get('signed') else 'no'}: {finding.get('why')}")

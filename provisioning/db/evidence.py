@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, delete, func, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record, device
@@ -63,8 +63,12 @@ def others_showing(tx: Connection, model: str, value: bytes, device_id: str, mos
     One range of the table's key, at most `most` entries of it, and a look-up of each device: the cost does not grow
     with the fleet.
     """
+    return int(tx.execute(counting(model, value, device_id, most)).scalar_one())
+
+
+def counting(model: str, value: bytes, device_id: str, most: int) -> Select[tuple[int]]:
+    """The statement of `others_showing`."""
     same = (shown.c.model == model, shown.c.value == value, shown.c.device_id != device_id)
     found = select(shown.c.device_id).where(*same).limit(most).subquery()
     joined = found.join(device, device.c.id == found.c.device_id)
-    counted = select(func.count()).select_from(joined).where(device.c.state.not_in(OUT_OF_SERVICE))
-    return int(tx.execute(counted).scalar_one())
+    return select(func.count()).select_from(joined).where(device.c.state.not_in(OUT_OF_SERVICE))

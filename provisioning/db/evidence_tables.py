@@ -25,9 +25,9 @@ class RefusedEvidence(SQLModel, table=True):
 
 
 class Shown(SQLModel, table=True):
-    """One value that a device showed last. Its key is the index by which the devices with one value are counted."""
+    """One value that a device showed last. Its key is the table's order: the devices with one value stand together."""
 
-    __table_args__ = (Index("shown_of", "device_id"),)
+    __table_args__ = (Index("shown_of", "device_id"), {"sqlite_with_rowid": False})
     model: str = Field(primary_key=True)
     value: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
     """A hash of what it is and the value (`explanation.value_key`)."""

@@ -26,8 +26,8 @@ COUNTED_MOST = 1000
 """Other devices that show a value are counted to here: more is as good as this."""
 LOOKED_BACK = 20
 """How many evidences that passed are looked through, newest first."""
-VALUES_MOST = 64
-"""Values of one explanation whose devices are counted."""
+VALUES_MOST = 32
+"""Values of one explanation whose devices are counted, and whose edits are written one by one."""
 OF_A_POLICY = frozenset({13, 17})
 """The checks whose findings a policy's values decide."""
 
@@ -59,7 +59,8 @@ async def explain(
         device = None if case.device is None else case.device.id
         entry = leaf(service, "explain-unsafe", service.clock(), explained=case.row.id, device=device, by=by)
         await service.ledger.write(lambda tx: leaves.add(tx, entry))
-    return {**_of_row(case), **_of_evidence(case, found, counts, show_unsafe=show_unsafe)}
+    told = await asyncio.to_thread(_of_evidence, case, found, counts, show_unsafe=show_unsafe)
+    return {**_of_row(case), **told}
 
 
 def _case(tx: Connection, service: Service, asked: Question) -> Case:
@@ -169,12 +170,13 @@ def _of_evidence(case: Case, found: Explained, counts: Sequence[int], *, show_un
     reasons: list[str] = []
     proposals: list[Json] = []
     for number, proposal in enumerate(found.proposals):
-        others = counts[number] if number < len(counts) else 0
-        hidden = withheld(proposal, others + 1, least)
+        others = counts[number] if number < len(counts) else None
+        hidden = withheld(proposal, (others or 0) + 1, least)
         if hidden is not None:
             reasons.append(f"{proposal.what}: {hidden}")
         edit: Json | None = None
-        if proposal.changes and (hidden is None or show_unsafe) and case.in_force is not None:
+        wanted = others is not None and (hidden is None or show_unsafe)
+        if proposal.changes and wanted and case.in_force is not None:
             try:
                 edit = edit_text(edit_of(case.in_force.text, proposal.changes))
             except EditImpossible as error:
@@ -187,7 +189,7 @@ def _of_evidence(case: Case, found: Explained, counts: Sequence[int], *, show_un
                 "expected": proposal.expected,
                 "actual": proposal.actual,
                 "others": others,
-                "others_at_least": others >= COUNTED_MOST,
+                "others_at_least": others == COUNTED_MOST,
                 "signed": proposal.judged.signed,
                 "why": proposal.judged.why,
                 "events": events_text(proposal.events),
@@ -202,7 +204,7 @@ def _of_evidence(case: Case, found: Explained, counts: Sequence[int], *, show_un
         "changed": None if found.changed is None else changed_text(case.before, found.changed),
         "findings": _findings(case, proposals),
         "edit": whole,
-        "withheld": "; ".join(reasons) or found.why_no_edit,
+        "withheld": "; ".join(reasons[:VALUES_MOST]) or found.why_no_edit,
         "second_person": SECOND_PERSON if found.proposals else None,
     }
 

@@ -126,7 +126,7 @@ def test_a_firmware_version_that_is_too_old_is_offered_as_the_least_one():
     evidence = stored(booted(), PCRS)
     (one,), edit = explained(evidence, text)
     assert (one.what, one.expected, one.actual) == ("firmware", f"at least {FIRMWARE + 9:#x}", f"{FIRMWARE:#x}")
-    assert edit.lines == (f"min_tpm_firmware = {FIRMWARE}",)
+    assert edit.lines == (f"min_tpm_firmware = {FIRMWARE:#x}",)
     assert withheld(one, 3, 3) is None
     assert withheld(one, 2, 3) == "seen on 2 of at least 3 devices"
 

@@ -479,6 +479,7 @@ def upgrade() -> None:
         sa.Column("value", sa.LargeBinary(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("model", "value", "device_id"),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("shown", schema=None) as batch_op:
         batch_op.create_index("shown_of", ["device_id"], unique=False)
