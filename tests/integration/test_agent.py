@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -21,7 +22,7 @@ from device_agent.identity import IdentityStore
 from lab.firmware import flip_byte
 from lab.virtual import VirtualDevice
 from ota.firmware import build_image
-from provisioning import inventory
+from provisioning import findings, inventory
 from provisioning.app.children import kill_child, start_child, stop_child
 from tests.integration.agent_stack import AGENT, agent, running_stack, wait_for
 
@@ -248,6 +249,27 @@ def test_an_agent_enrolls_connects_rotates_attests_and_stops(stack, boot, run):
     assert shown["serial"] == serial_of(device)
     assert shown["attested_until"] is not None
     assert "Traceback" not in log()
+
+
+def test_a_state_folder_that_came_to_another_tpm_is_found_and_its_device_goes_on(stack, boot, run):
+    """The key stays where it was; the agent says whose state it found, and its own TPM answers for that."""
+    original, other, stranger = boot("original"), boot("carried-to"), boot("nobodys", register=False)
+    assert agent(original, "enroll")[0] == 0
+    for device in (other, stranger):
+        shutil.rmtree(state_of(device), ignore_errors=True)
+        shutil.copytree(state_of(original), state_of(device))
+        run(device)
+    (found,) = wait_for(lambda: findings_of(stack, "carried-to"), 60)
+    assert (found["kind"], found["response"]) == ("cloned-state", "quarantine")
+    assert found["detail"]["state_of"] == stack.record("original").id
+    wait_for(lambda: "no factory station" in (stranger.directory / "agent.log").read_text().lower())
+    assert findings_of(stack, "original") == []
+    assert stack.record("original").health == "healthy"
+    assert certificates(stack, "carried-to") == []
+
+
+def findings_of(stack, name):
+    return asyncio.run(findings.list_findings(stack.service, name, closed=True, before=None, limit=9))
 
 
 def certificates(stack, name):
