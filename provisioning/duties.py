@@ -187,6 +187,7 @@ class Revoked:
         self._wire = wire
         self._seen: int | None = None
         self._denied: set[str] | None = None
+        self._remedial: set[str] = set()
         self._unwritten = False
         self._published: dict[str, int] = {}
         self._adopted = False
@@ -199,10 +200,11 @@ class Revoked:
         service = self._service
         await revoking.end_grace(service)
         changes, unlisted, leaving, newest = await service.store.read(self._changes)
+        remedial = await service.store.read(revocations.with_quarantine_certificate)
         denied = {change.device_id for change in unlisted if change.device_id is not None}
         leaving |= (self._denied or set()) - denied  # the CRL lists them now; they may have come in again before
-        if denied != self._denied:
-            await self._deny(denied)
+        if (denied, remedial) != (self._denied, self._remedial):
+            await self._deny(denied, remedial)
         if denied and monotonic() >= self._end_again_at:
             leaving |= denied
         self._seen = newest
@@ -228,9 +230,13 @@ class Revoked:
         if failed is not None:
             raise failed
 
-    async def _deny(self, denied: set[str]) -> None:
-        """Write down who has no rights. Where the disk is full, their sessions end all the same, again and again."""
-        text = "".join(f"{device}\n" for device in sorted(denied)).encode()
+    async def _deny(self, denied: set[str], remedial: set[str]) -> None:
+        """Write down who has no rights, and who has those of quarantine.
+
+        Where the disk is full, the sessions of the former end all the same, again and again.
+        """
+        lines = [*sorted(denied), *(f"{device} remedy" for device in sorted(remedial - denied))]
+        text = "".join(f"{line}\n" for line in lines).encode()
         try:
             await asyncio.to_thread(replace_file, self._service.directory.denied, text, mode=0o600)
         except OSError as error:
@@ -238,7 +244,7 @@ class Revoked:
                 _log.error("mqtt.rights_not_written", devices=len(denied), why=str(error))
             self._unwritten = True
         else:
-            self._denied, self._unwritten = denied, False
+            self._denied, self._remedial, self._unwritten = denied, remedial, False
 
     def _changes(self, tx: Connection) -> tuple[list[Record], list[Record], set[str], int]:
         """New changes; orders that the published CRLs do not show; devices whose session ends; the newest change."""

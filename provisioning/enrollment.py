@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from provisioning import attesting, challenges, endorsing
+from provisioning import attesting, challenges, endorsing, remedy
 from provisioning.attestation.appraisal import select_pcrs
 from provisioning.attestation.evidence import VerifiedEvidence, verify_evidence
 from provisioning.attestation.identity import verify_answer
@@ -113,6 +113,8 @@ async def complete_enrollment(
         where = replace(where, own=True, answered=found, evidence=evidence)
         found = await _judge_claims(service, found)
         logs = await logs_of(service, evidence, found.challenge)
+        if remedy.is_wanted(found):
+            return _answer(service, found.device.id, await remedy.issue_way_back(service, found, evidence, logs))
         verified = await attesting.judge(verify_evidence, evidence, logs, activated, found)
         return await _issue(service, found, verified, attesting.stored_form(evidence, received), logs)
     except ChallengeTaken:  # by other evidence, in between: that one is judged, and this one changes nothing
@@ -138,9 +140,11 @@ def _look_up(
         raise SerialHasAnotherTpm(expected=f"this TPM is registered as {device.serial}", actual=request.serial)
     if device.state in attesting.FINAL:
         raise DeviceRevoked(expected="a device in service", actual=device.state)
-    if request.profile not in (None, device.profile):
-        raise ProfileUnknown(expected=device.profile, actual=request.profile)
     policy = challenges.policy_for(tx, service, device.model, device.group)
+    if request.profile == remedy.PROFILE:
+        remedy.verify_may_ask(tx, device, policy.rules)
+    elif request.profile not in (None, device.profile):
+        raise ProfileUnknown(expected=device.profile, actual=request.profile)
     since = int((service.clock() - DAY).timestamp())
     passed = 0 if device.state == "registered" else enrollments.passed_since(tx, device.id, since)
     return device, policy, passed
@@ -149,7 +153,8 @@ def _look_up(
 def _claims(request: EnrollmentRequest, device: Record) -> dict[str, str]:
     """What the request says that the record does not. Whoever knows the EK can say it: it waits for the proof."""
     said = {"serial": (request.serial, device.serial), "state_of": (request.state_of, device.id)}
-    return {name: claimed for name, (claimed, ours) in said.items() if claimed not in (None, ours)}
+    claims = {name: claimed for name, (claimed, ours) in said.items() if claimed not in (None, ours)}
+    return claims | (remedy.CLAIM if request.profile == remedy.PROFILE else {})
 
 
 async def _judge_claims(service: Service, found: Answered) -> Answered:

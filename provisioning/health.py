@@ -25,7 +25,7 @@ from provisioning.db.revocations import HEALTH, HOLD
 from provisioning.issuance.tbs import Profile
 from provisioning.journal import leaf
 from provisioning.monitoring import CLONES, Kind
-from provisioning.refusals import PassRequired, Refusal, TpmCleared
+from provisioning.refusals import PassRequired, ProfileUnknown, Refusal, TpmCleared
 from provisioning.service import Service
 
 
@@ -88,7 +88,7 @@ WHY_MOST = 200
 def event_of(refusal: Refusal, policy: Policy | None) -> Event:
     """What a refusal of a device's own evidence means for its health."""
     quarantines = policy is not None and policy.on_failure == "quarantine"
-    if quarantines and refusal.check in JUDGED_CHECKS and not isinstance(refusal, TpmCleared):
+    if quarantines and refusal.check in JUDGED_CHECKS and not isinstance(refusal, TpmCleared | ProfileUnknown):
         return Event.FAILED
     return Event.REFUSED
 

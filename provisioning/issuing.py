@@ -142,6 +142,14 @@ def ldevid_order(service: Service, device: Record, public_key: bytes, enrollment
     return Order(wanted, device.id, device_id=device.id, enrollment_id=enrollment_id, profile=profile)
 
 
+def quarantine_order(service: Service, device: Record, public_key: bytes, enrollment_id: str) -> Order:
+    """What a device in quarantine gets for a key that its TPM certified. Raises: what `admit_key` raises."""
+    profile = service.profiles.of_kind(Profile.QUARANTINE)
+    admit_key(profile, public_key, service.debian_weak)
+    wanted = Quarantine(device.id, device.serial, service.config.service_name, public_key)
+    return Order(wanted, device.id, device_id=device.id, enrollment_id=enrollment_id, profile=profile)
+
+
 def idevid_order(service: Service, device_id: str, serial: str, public_key: bytes, request_id: str) -> Order:
     """The certificate that a device without a TPM leaves the factory with. Raises: what `admit_key` raises."""
     profile = service.profiles.of_kind(Profile.IDEVID)

@@ -23,7 +23,7 @@ from prometheus_client import Counter
 from provisioning.access.rates import Rate, RateTable
 from provisioning.refusals import Refusal
 from wire.envelope import MAX_ENVELOPE
-from wire.topics import EVERY_UP, device_of
+from wire.topics import EVERY_REMEDY_UP, EVERY_UP, device_of
 
 SERVICE_USER = "service:bridge"
 """The bridge's user name and client id at the broker. A device id has no colon."""
@@ -166,7 +166,7 @@ class Bridge:
         if reason.is_failure:
             _log.error("mqtt.not_connected", reason=str(reason))
             return
-        client.subscribe(EVERY_UP, qos=1)
+        client.subscribe([(EVERY_UP, 1), (EVERY_REMEDY_UP, 1)])
         _log.info("mqtt.connected")
 
     def _on_disconnect(

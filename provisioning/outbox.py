@@ -14,6 +14,7 @@ from provisioning.authorities import COMMAND
 from provisioning.challenges import InForce, challenge_message, challenge_row, policy_for
 from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
+from provisioning.issuance.tbs import Profile
 from provisioning.journal import STRANGERS, leaf
 from provisioning.refusals import NotFound, Refusal
 from provisioning.service import Service
@@ -32,7 +33,7 @@ from wire.messages import (
     Rotated,
     Welcome,
 )
-from wire.topics import down
+from wire.topics import down, remedy_down
 
 BY_DEVICE = "device"
 """Who ordered a command that the device itself asked for."""
@@ -135,7 +136,8 @@ async def send_due(service: Service, publish: Publish) -> None:
         for (row, body), place in zip(ready, places, strict=True):
             if place is None:
                 continue  # the device enrolled anew a moment ago: it says hello first
-            if publish(down(row.device_id), await _sealed(service, row, body, place, now)):
+            topic = remedy_down if row.opened_by == Profile.QUARANTINE else down
+            if publish(topic(row.device_id), await _sealed(service, row, body, place, now)):
                 taken.append(row)
     finally:
         if taken:

@@ -19,7 +19,7 @@ from provisioning.attestation.evidence import verify_evidence, verify_platform
 from provisioning.attestation.identity import verify_answer
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.issuance.tbs import assemble
+from provisioning.issuance.tbs import Profile, assemble
 from provisioning.issuing import IssuedCertificate, issue, ldevid_order, renew_after
 from provisioning.journal import leaf
 from provisioning.logs import logs_of
@@ -27,6 +27,7 @@ from provisioning.refusals import (
     ChallengeExpired,
     MessageNotAuthentic,
     MessageOutOfOrder,
+    PassRequired,
     Refusal,
     RequestMalformed,
     StateConflict,
@@ -53,6 +54,8 @@ from wire.messages import (
 KIND = {PAYLOAD_TYPE[kind]: kind for kind in UP}
 FINAL_STATES = frozenset({"committed", "rolled_back", "failed", "refused", "superseded"})
 USABLE = ("issued", "superseded")
+REMEDIAL = (Hello, AttestationEvidence, UpdateReport, Failed)
+"""What a device in quarantine may say, by its certificate of quarantine."""
 
 
 async def receive(service: Service, device_id: str, envelope: bytes) -> None:
@@ -119,6 +122,8 @@ async def _authentic(service: Service, device_id: str, kind: type[Message], enve
         payload = open_envelope(envelope, PAYLOAD_TYPE[kind], verify)
     except EnvelopeNotAuthentic as error:
         raise MessageNotAuthentic(expected=f"a key of {device_id} in force", actual="another key") from error
+    if signer[0].profile == Profile.QUARANTINE and kind not in REMEDIAL:
+        raise PassRequired(expected="a message that leads out of quarantine", actual=kind.__name__)
     return decode(kind, payload, limit=MAX_ENVELOPE), signer[0]
 
 

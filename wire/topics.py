@@ -21,10 +21,21 @@ def up(device: str) -> str:
     return f"{ROOT}/{device}/up"
 
 
+def remedy_down(device: str) -> str:
+    """Where the service speaks to a device in quarantine."""
+    return f"{ROOT}/{device}/remedy/down"
+
+
+def remedy_up(device: str) -> str:
+    """Where a device in quarantine speaks to the service."""
+    return f"{ROOT}/{device}/remedy/up"
+
+
 EVERY_UP = f"{ROOT}/+/up"
+EVERY_REMEDY_UP = f"{ROOT}/+/remedy/up"
 
 
 def device_of(topic: str) -> str | None:
-    """The device of an `up` topic, or None where it is not one."""
-    device = topic.removeprefix(f"{ROOT}/").removesuffix("/up")
-    return device if is_device_id(device) and topic == up(device) else None
+    """The device of an `up` topic, or of one of quarantine; None where it is neither."""
+    device = topic.removeprefix(f"{ROOT}/").removesuffix("/up").removesuffix("/remedy")
+    return device if is_device_id(device) and topic in (up(device), remedy_up(device)) else None

@@ -22,17 +22,19 @@ from provisioning.config import Config, ConfigurationRefused, DataDirectory
 from provisioning.messaging import SERVICE_USER
 from provisioning.service_tls import settle
 from wire.envelope import MAX_ENVELOPE
-from wire.topics import ROOT, is_device_id
+from wire.topics import ROOT, down, is_device_id, remedy_down, remedy_up, up
 
 SOCKET = "broker.sock"
 PACKET_MOST = MAX_ENVELOPE + 1024
 """Bytes: an envelope, its topic, and MQTT's own fields."""
+REMEDY = "remedy"
 START_SECONDS = 10.0
 STOP_SECONDS = 3.0
 LOG_MOST = 10 * 1024 * 1024
 
 DEVICE_ACL = f"pattern write {ROOT}/%u/up\npattern read {ROOT}/%u/down\n"
 SERVICE_ACL = f"user {SERVICE_USER}\ntopic read {ROOT}/+/up\ntopic write {ROOT}/+/down\n"
+SERVICE_ACL += f"topic read {ROOT}/+/remedy/up\ntopic write {ROOT}/+/remedy/down\n"
 """On the Unix socket everybody but the bridge has no right at all: a session that was taken over to end it (see
 `messaging.end_session`) keeps the rights of the listener it was on last, and a `#` that its device subscribed to
 would begin to match there."""
@@ -123,9 +125,24 @@ def crl_files(directory: DataDirectory) -> list[Path]:
 
 
 def device_rights(denied: str) -> str:
-    """The access list for devices. Who is revoked and in no CRL yet may connect, and do nothing."""
-    names = [name for name in denied.splitlines() if is_device_id(name)]
-    return DEVICE_ACL + "".join(f"\nuser {name}\ntopic deny #\n" for name in names)
+    """The access list for devices. Who is revoked and in no CRL yet may connect, and do nothing.
+
+    A line is a device, or a device and `remedy`: one in quarantine, that has a certificate of quarantine. It may say
+    and hear what leads back, by topics of their own, and nothing else.
+    """
+    rights = [DEVICE_ACL]
+    for line in denied.splitlines():
+        name, _, what = line.partition(" ")
+        if is_device_id(name) and what in ("", REMEDY):
+            rights.append(f"\nuser {name}\n" + (_remedial(name) if what else "topic deny #\n"))
+    return "".join(rights)
+
+
+def _remedial(name: str) -> str:
+    return (
+        f"topic deny {up(name)}\ntopic deny {down(name)}\n"
+        f"topic write {remedy_up(name)}\ntopic read {remedy_down(name)}\n"
+    )
 
 
 def crl_pem(der: bytes) -> bytes:

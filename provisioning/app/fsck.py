@@ -33,8 +33,8 @@ RECORD_MOST = 256 * 1024
 UNSIGNED_FOR = timedelta(minutes=5)
 """A reserved certificate that is older was left by a crash; a younger one may be at the HSM right now."""
 _BY_ROOT = (Profile.ROOT_CA.value, Profile.ISSUING_CA.value)
-_IN_SERVICE = (Profile.LDEVID.value, Profile.GATEWAY.value, Profile.QUARANTINE.value)
-"""What a device earns, by evidence or by EST."""
+_IN_SERVICE = (Profile.LDEVID.value, Profile.GATEWAY.value)
+"""What a device earns, by evidence or by EST. A certificate of quarantine stands on evidence that did not pass."""
 _LEAVES = ("certificate", "attestation", "registration")
 
 

@@ -7,6 +7,7 @@ from sqlmodel import Field, SQLModel
 from provisioning.db.columns import blob, moment, text
 
 _QUARANTINE = sql("profile = 'quarantine'")
+QUARANTINE = sql("certificate.profile = 'quarantine'")
 REVOKED = sql("certificate.state = 'revoked'")
 """As text in index and look-up: a database uses a partial index only where it sees that the look-up stays in it."""
 _REVOKED, _SUPERSEDED = sql("state = 'revoked'"), sql("revoke_at IS NOT NULL")

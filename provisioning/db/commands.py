@@ -6,12 +6,14 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from provisioning.db.ca_tables import Certificate
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, PreparedSelect, prepared_insert
 from provisioning.db.tables import Assignment, Command, DirectorMetadata, Lease, MqttSession, Release
 
 command, session = table_of(Command), table_of(MqttSession)
+certificate = table_of(Certificate)
 release, assignment, lease = table_of(Release), table_of(Assignment), table_of(Lease)
 director = table_of(DirectorMetadata)
 
@@ -22,9 +24,11 @@ _PENDING = PreparedSelect(
         command.c.device_id == bindparam("device"), command.c.kind == bindparam("kind"), command.c.state == "pending"
     )
 )
+_OPENED_BY = certificate.c.profile.label("opened_by")
 _DUE = (
-    select(command, session.c.session, session.c.down_sequence, session.c.trust_version)
+    select(command, session.c.session, session.c.down_sequence, session.c.trust_version, _OPENED_BY)
     .join(session, session.c.device_id == command.c.device_id)
+    .outerjoin(certificate, certificate.c.serial == session.c.certificate_serial)
     .where(command.c.state == "pending", command.c.next_try_at <= bindparam("now"))
     .order_by(command.c.next_try_at, command.c.message_id)
     .limit(bindparam("most"))
@@ -50,7 +54,10 @@ def get(tx: Connection, message_id: str) -> Record | None:
 
 
 def due(tx: Connection, now: int, most: int) -> list[Record]:
-    """Commands that are to be sent now, to devices that said hello; with the session and its last sequence."""
+    """Commands that are to be sent now, to devices that said hello; with the session and its last sequence.
+
+    `opened_by`: the kind of the certificate that the session was opened with.
+    """
     return list(tx.execute(_DUE, {"now": now, "most": most}))
 
 

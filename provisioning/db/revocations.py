@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, literal, null, or_, select, update
 
-from provisioning.db.ca_tables import REVOKED, Crl, Revocation
+from provisioning.db.ca_tables import QUARANTINE, REVOKED, Crl, Revocation
 from provisioning.db.columns import table_of
 from provisioning.db.commands import session
 from provisioning.db.devices import Record, device
@@ -50,6 +50,9 @@ _ENTRIES = PreparedSelect(
 )
 _CHANGE_OF = select(func.max(revocation.c.id)).where(revocation.c.serial == bindparam("serial"))
 _NEWEST = PreparedSelect(select(func.max(revocation.c.id).label("id")))
+_QUARANTINE = PreparedSelect(  # the condition as text, so that the database uses the partial index
+    select(certificate.c.device_id).where(QUARANTINE, certificate.c.state != "revoked").distinct()
+)
 _STANDING = PreparedSelect(
     select(*(certificate.c[name] for name in ("issuer", "state", "revoked_at", "reason", "signature"))).where(
         certificate.c.serial == bindparam("serial")
@@ -169,6 +172,11 @@ def still_live(tx: Connection) -> set[str]:
     theirs = opened.join(device, device.c.id == session.c.device_id)
     gone = or_(certificate.c.state == "revoked", device.c.state == "revoked")
     return set(tx.execute(select(session.c.device_id).select_from(theirs).where(gone)).scalars())
+
+
+def with_quarantine_certificate(tx: Connection) -> set[str]:
+    """Devices that have a certificate of quarantine in force, or are about to."""
+    return {row.device_id for row in _QUARANTINE.all(tx, {})}
 
 
 def unlisted(tx: Connection, issuer: str, covers: int) -> list[Record]:

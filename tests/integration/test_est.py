@@ -27,6 +27,7 @@ from provisioning.refusals import (
     KeyTooShort,
     NamesDiffer,
     NotAuthenticated,
+    PassRequired,
     ProfileUnknown,
     RequestTooLarge,
     SigningUnavailable,
@@ -373,11 +374,23 @@ async def test_health_caps_the_lifetime(client, service, tmp_path, names, health
     assert timedelta(days=days, minutes=-5) < left <= timedelta(days=days)
 
 
-@pytest.mark.parametrize("given", [{"health": "failing"}, {"health": "quarantined"}, {"age_seconds": 86400 + 60}])
+@pytest.mark.parametrize("given", [{"health": "failing"}, {"age_seconds": 86400 + 60}])
 async def test_a_failing_device_or_an_old_attestation_renews_nothing(client, service, tmp_path, names, given):
     member = await attested(service, tmp_path, names(), **given)
     csr = renewal_of(certificate_of(member), member.key)
     assert refused(await ask(client, "simplereenroll", csr, member=member), AttestationRequired)
+
+
+@pytest.mark.parametrize("health", ["quarantined", "silent"])
+async def test_in_quarantine_no_route_of_est_is_open(client, service, tmp_path, names, health):
+    serial = names()
+    member = await attested(service, tmp_path, serial)
+    made = await token_for(service, serial)
+    await service.ledger.write(lambda tx: devices.change(tx, serial, health=health))
+    csr = renewal_of(certificate_of(member), member.key)
+    for operation in ("simpleenroll", "simplereenroll"):
+        assert refused(await ask(client, operation, csr, member=member), PassRequired)
+        assert refused(await ask(client, operation, csr, user=(serial, made["token"])), PassRequired)
 
 
 async def test_an_attested_device_gets_no_certificate_for_another_key(client, service, tmp_path, names):

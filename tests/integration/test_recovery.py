@@ -205,7 +205,7 @@ def test_a_device_that_boots_what_the_policy_accepts_no_more_is_refused_by_name_
         assert (status, PcrsNotAccepted.code in errors) == (1, True), errors
         explained = asyncio.run(explaining.explain(aged.service, "outdated"))
         assert (explained["name"], explained["proven_own"]) == ("PcrsNotAccepted", True)
-        assert aged.record("outdated").health == "failing"
+        assert aged.record("outdated").health == "quarantined"
     finally:
         asyncio.run(policies.set_policy(aged.service, policy_text(aged.ek_ca, aged.image), by="test"))
     status, _, errors = agent(device, "enroll", env=aged.later)

@@ -281,9 +281,9 @@ async def test_evidence_that_does_not_pass_is_refused_by_class_and_ends_the_comm
     await agent.up(RotationEvidence(**agent.head(), in_reply_to=command.message_id, evidence=evidence))
     refused = await agent.only(Refused)
     assert (refused.in_reply_to, refused.code) == (command.message_id, "MUSTER-ATT-049")
-    assert await states(agent) == ["issued"]
+    assert await states(agent) == ["revoked"]
     shown = await inventory.show_device(agent.service, agent.id)
-    assert shown["health"] == "failing"
+    assert (shown["state"], shown["health"]) == ("active", "quarantined")
 
 
 async def test_a_command_is_said_again_until_it_is_answered(agent, clock):
