@@ -230,6 +230,7 @@ async def set_group(service: Service, name: str, group: str | None, *, by: str) 
         if device.state in ("revoked", "decommissioned"):
             raise StateConflict(expected="a device in service", actual=device.state)
         devices.change(tx, device.id, group=group)
+        devices.look_again(tx, device.model, int(service.clock().timestamp()), only=device.id)
         leaves.add(tx, entry)
         policy = policies.newest_policy(tx, device.model, group)
         version = None if policy is None else policy.version
@@ -251,6 +252,8 @@ async def _verify_one_person_may(service: Service, before: Record, after: Policy
     old = parse_policy(before.text)
     if old.mode != after.mode:
         raise SecondPersonRequired(expected=f"the mode {old.mode}, which is in force", actual=f"the mode {after.mode}")
+    if taught := sorted(set(after.learn_from) - set(old.learn_from)):
+        raise SecondPersonRequired(expected="the devices that it learns from", actual=", ".join(taught))
     if again:
         return
     accepted = await rejudging.accepts_what_was_refused(service, old, after)

@@ -157,10 +157,15 @@ def asked_to_attest(tx: Connection, rows: Sequence[tuple[str, int | None, int]])
     _ASKED.many(tx, [{"device": one, "next": due, "asked": asked} for one, due, asked in rows])
 
 
-def look_again(tx: Connection, model: str, at: int) -> None:
-    """A model's policies changed: when each of its devices is due is worked out anew, by whoever looks after that."""
-    mine = (device.c.model == model, device.c.state == "active", device.c.assurance == "attested")
-    tx.execute(update(device).where(*mine).values(next_attest_at=at))
+def look_again(tx: Connection, model: str, at: int, *, only: str | None = None) -> None:
+    """A model's policies changed: when its devices (or `only` that one) are due is worked out anew, by the duty.
+
+    But for who was asked and has not passed since: its period began when it was asked.
+    """
+    asked = device.c.attest_asked > 0
+    mine = (device.c.model == model, device.c.state == "active", device.c.assurance == "attested", ~asked)
+    which = mine if only is None else (*mine, device.c.id == only)
+    tx.execute(update(device).where(*which).values(next_attest_at=at))
 
 
 def station_by_name(tx: Connection, name: str) -> Record | None:

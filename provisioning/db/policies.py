@@ -2,6 +2,7 @@
 
 from sqlalchemy import Connection, bindparam, func, insert, literal_column, or_, select, update
 
+from provisioning.db import devices
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import PreparedSelect
@@ -100,6 +101,7 @@ def put_into_force(tx: Connection, draft: Record, *, now: int, by: str | None) -
     tx.execute(update(policy).where(*same, policy.c.state == "draft").values(state="overtaken"))
     promoted = {"promoted_at": None if by is None else now, "promoted_by": by}
     tx.execute(update(policy).where(policy.c.id == draft.id).values(state="active", **promoted))
+    devices.look_again(tx, draft.model, now)
 
 
 def add_policy(tx: Connection, *, model: str, text: str, now: int, by: str, group: str | None = None) -> int:

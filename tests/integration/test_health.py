@@ -263,7 +263,7 @@ async def test_an_agent_that_started_again_is_asked_and_one_that_just_enrolled_i
 async def test_a_new_policy_has_everybodys_time_worked_out_anew(service, member, fleet):
     known = await record(service, member)
     at = int(service.clock().timestamp())
-    await service.ledger.write(lambda tx: devices.look_again(tx, known.model, at))
+    await policies.set_policy(service, fleet.policy.read_text(), by="test")
     assert await reattesting.ask_due(service) >= 1
     after = await record(service, member)
     assert (after.attest_asked, await pending(service, member)) == (0, None)
