@@ -1,11 +1,12 @@
 """Certificates of TPMs and of their makers: what a refusal says, each boundary from both sides, what a file holds."""
 
 import base64
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from provisioning.attestation import bundles, chains, manufacturers
@@ -13,10 +14,14 @@ from provisioning.attestation.bundles import FILE_MOST, certificates_in
 from provisioning.attestation.certificates import parse_certificate, read_leniently, read_strictly
 from provisioning.attestation.ek_store import EMPTY, EkStore, Role, judge, roles, stored, way_up
 from provisioning.attestation.endorsement import RegisteredEk, TrustedEk, ek_id_of, ek_id_of_public, verify_endorsement
+from provisioning.attestation.evidence import verify_activation
+from provisioning.attestation.identity import VERIFIED_TPM_RESIDENCY, verify_answer, verify_idevid, verify_own_quote
 from provisioning.attestation.names import attribute_of, name_key, name_text
 from provisioning.attestation.signatures import why_not_signed
 from provisioning.refusals import (
+    ActivationProofWrong,
     AlgorithmRefused,
+    AnswersAnotherChallenge,
     CertificateMalformed,
     EkCertificateExpired,
     EkCertificateRevoked,
@@ -30,6 +35,8 @@ from provisioning.refusals import (
     IdentityCertificateUnfit,
     IdentityChainRefused,
     IdentityKeyDiffers,
+    IdevidOfAnotherTpm,
+    PcrValuesNotQuoted,
     Refusal,
     RequestMalformed,
     SoftwareTpmRefused,
@@ -639,3 +646,86 @@ def test_why_a_signature_is_none_is_told():
     assert why_not_signed(certificate, rsa_key().public_key()) == (
         "its signature algorithm 1.2.840.10045.4.3.2 does not count, or is not of its issuer's key"
     )
+
+
+# --- an IDevID beside the IAK, and the answer of a certified AK -------------------------------------------------------
+
+
+SERIAL = b"\x00\x00\x10\x14:serial"
+
+
+def idevid(serial=SERIAL, *, issuer=identity_tests.MAKER, key=None, replace=None, **given):
+    """Right in every field: the same TPM, by the same maker."""
+    name = x509.OtherName(identity_tests.HARDWARE_MODULE_NAME, identity_tests.module_name(serial=serial))
+    values = {
+        x509.CertificatePolicies: identity_tests.policies(VERIFIED_TPM_RESIDENCY),
+        x509.SubjectAlternativeName: x509.SubjectAlternativeName([name]),
+        **(replace or {}),
+    }
+    return identity_tests.iak(key or ec_key(number="IDevID"), issuer, replace=values, **given)
+
+
+def judged_idevid(certificate, *intermediates, by=None, now=NOW, store=EMPTY):
+    ders = tuple(one.der for one in intermediates)
+    return verify_idevid(certificate, ders, identity_tests.identified(), by or identity_tests.policy(), now, store)
+
+
+def test_an_idevid_is_of_the_tpm_of_its_iak():
+    assert judged_idevid(idevid()) == ()
+    assert judged_idevid(idevid(more=[(x509.ExtendedKeyUsage([CLIENT]), False)])) == ()
+    root_id = ek_id_of(identity_tests.MAKER.der)
+    assert identity_tests.identified().root_id == root_id
+    mine = f"hardware serial {SERIAL.hex()}, root {root_id}"
+    told = both_sides(IdevidOfAnotherTpm, judged_idevid, idevid(b"another"))
+    assert told == (mine, f"hardware serial {b'another'.hex()}, root {root_id}")
+    other = root("Other Maker")
+    by = identity_tests.policy(identity_tests.MAKER, other)
+    told = both_sides(IdevidOfAnotherTpm, judged_idevid, idevid(issuer=other), by=by)
+    assert told == (mine, mine.replace(root_id, ek_id_of(other.der)))
+
+
+def test_an_idevid_is_judged_as_any_certificate():
+    with pytest.raises(IdentityChainRefused):
+        judged_idevid(idevid(issuer=root("Somebody")))
+    middle = identity_tests.MAKER.intermediate("Maker CA")
+    low = idevid(issuer=middle)
+    with pytest.raises(IdentityChainRefused):
+        judged_idevid(low)
+    assert judged_idevid(low, middle) == ()
+    kept = EkStore([stored(judge(middle.der, NOW), "Maker", Role.INTERMEDIATE)])
+    assert judged_idevid(low, store=kept) == ()
+    with pytest.raises(IdentityCertificateUnfit):
+        judged_idevid(idevid(replace={x509.CertificatePolicies: identity_tests.policies("1.2.3")}))
+    with pytest.raises(IdentityCertificateUnfit):
+        judged_idevid(idevid(), now=NOW + 2 * YEAR)
+    with pytest.raises(AlgorithmRefused):
+        judged_idevid(idevid(key=ec_key(ec.SECP521R1)))
+    bad = idevid()
+    with pytest.raises(EkCertificateRevoked):
+        judged_idevid(bad, by=identity_tests.policy(extra=f'crls = """{crl_of(identity_tests.MAKER, bad)}"""'))
+    due = identity_tests.policy(extra=f'crls = """{crl_of(identity_tests.MAKER, next_update=NOW - SECOND)}"""')
+    assert [finding.what for finding in judged_idevid(idevid(), by=due)] == ["manufacturer CRL"]
+
+
+def test_the_challenge_says_which_proof_is_an_answer():
+    line = identity_tests.evidence_tests
+    device = line.LightDevice("device", line.rsa_key(), b"", line.BOOT)
+    evidence, stored_one = line.honest(device)
+    opened = verify_answer(evidence, evidence.csr, stored_one)
+    assert (opened.challenge, opened.csr) == (stored_one, evidence.csr)
+    with pytest.raises(ActivationProofWrong):
+        verify_answer(replace(evidence, activation_proof=b""), evidence.csr, stored_one)
+    with pytest.raises(ActivationProofWrong):
+        verify_answer(evidence, b"another CSR", stored_one)
+    by_quote = replace(stored_one, proof="quote")
+    bare = replace(evidence, activation_proof=b"")
+    quoted = verify_answer(bare, evidence.csr, by_quote)
+    assert (quoted.challenge, quoted.csr, quoted.ak.public) == (by_quote, evidence.csr, stored_one.ak_public)
+    with pytest.raises(AnswersAnotherChallenge):
+        verify_answer(bare, b"another CSR", by_quote)
+    with pytest.raises(PcrValuesNotQuoted):
+        verify_answer(replace(bare, pcrs={"sha256": {"0": bytes(32)}}), evidence.csr, by_quote)
+    with pytest.raises(ActivationProofWrong):
+        verify_own_quote(evidence.quote, evidence.pcrs, evidence.csr, stored_one)
+    with pytest.raises(ActivationProofWrong):
+        verify_activation(evidence.activation_proof, evidence.csr, by_quote)

@@ -427,3 +427,10 @@ def test_what_is_no_audience_or_nonce_is_shown_cut():
     assert (parse_nonce("n" * 8), parse_nonce("n" * 88)) == ("n" * 8, "n" * 88)
     assert both_sides(RequestMalformed, parse_nonce, "n" * 89)[1] == "n" * 88
     assert both_sides(RequestMalformed, parse_nonce, "n" * 7)[1] == "n" * 7
+
+
+def test_a_key_for_another_algorithm_is_passed_over_and_what_is_no_set_is_named():
+    assert parse_key_set(json.dumps({"keys": [{**results.JWK, "alg": "ES384"}]}).encode()) == {}
+    expected, actual = both_sides(ResultKeysMalformed, parse_key_set, b"{")
+    assert expected == "a JWK Set"
+    assert actual.startswith("message: ")
