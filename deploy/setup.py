@@ -53,7 +53,7 @@ TARGETS: dict[str, list[list[str]]] = {
 
 # What `clean` removes, everywhere outside .git and at the top.
 CACHES = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache", ".hypothesis")
-LEFTOVERS = (".muster", ".venv", ".tools", ".coverage", "htmlcov", "dist", "build")
+LEFTOVERS = (".muster", ".venv", ".tools", ".coverage", "htmlcov", "mutants", "dist", "build")
 
 
 def fingerprint() -> str:
