@@ -240,8 +240,9 @@ def together(found: Sequence[Proposal]) -> list[Change]:
 
 
 def edit_of(text: str, changes: Sequence[Change]) -> Edit:
-    """These changes as an edit of the policy's text. Raises: EditImpossible."""
+    """These changes as an edit of the policy's text, which stays a policy. Raises: EditImpossible."""
     new = edited(text, changes)
+    _parsed(new)
     return Edit(added_lines(text, new), difference(text, new))
 
 
@@ -253,10 +254,13 @@ def whole_edit(
 ) -> Edit:
     """All edits together, judged: the policy as edited accepts this evidence. Raises: EditImpossible."""
     new = edited(text, together(found))
-    try:
-        verdict = judge_again(stored, parse_policy(new), release_values)
-    except PolicyMalformed as error:
-        raise EditImpossible("the edited text would be no policy") from error
-    if verdict.outcome != "pass":
+    if judge_again(stored, _parsed(new), release_values).outcome != "pass":
         raise EditImpossible("no edit of single values makes the policy accept it")
     return Edit(added_lines(text, new), difference(text, new))
+
+
+def _parsed(text: str) -> Policy:
+    try:
+        return parse_policy(text)
+    except PolicyMalformed as error:
+        raise EditImpossible(f"the edited text would be no policy: {error.actual}") from error

@@ -27,7 +27,9 @@ _EVENT = re.compile(r", event (\d+)$")
 _OWNER_BYTES = 16
 _DER_SEQUENCE = b"\x30\x82"
 _SHA256_BYTES = 32
-_STARTS = frozenset({"linux", "linux16", "linuxefi", "multiboot", "multiboot2", "module", "module2", "xen_hypervisor"})
+_STARTS = frozenset(
+    {"linux", "linux16", "linuxefi", "multiboot", "multiboot2", "module", "module2", "xen_hypervisor", "xen_module"}
+)
 """Commands of GRUB that hand a command line over: it stands behind them (`rules_lines`)."""
 
 Broken = tuple[Finding, tuple[Change, ...], tuple[Event, ...]]
