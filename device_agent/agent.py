@@ -3,15 +3,14 @@
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import closing
 from enum import Enum
+from functools import partial
 
 from device_agent import log
 from device_agent.commands import INSTALL_FAILURES, Commands, Wishes
 from device_agent.device import Device, refresh_trust, trust_at_hand
 from device_agent.enroll import AttemptFailure, Stopped, enroll_until_done, reaction_to
 from device_agent.host import Backoff
-from device_agent.http import ServiceRefused
 from device_agent.identity import Pair
 from device_agent.mqtt import Arrived, Connected, Event, Lost
 from device_agent.presence import Presence
@@ -22,9 +21,10 @@ from device_agent.state import StateDamaged
 from device_agent.tpm import DeviceKeyUnusable, TpmFailure
 from device_agent.trust import Trust
 from device_agent.updates import TRIAL_SECONDS, UPDATE_FAILURES, Updates
+from device_agent.wayback import come_back, must_attest
 from ota.refusals import UpdateRefused
 from wire.messages import Hello, Renew
-from wire.problems import Problem, Reaction
+from wire.problems import Reaction
 
 TICK_SECONDS = 1.0
 """How late a signal may be noticed."""
@@ -34,7 +34,7 @@ TRUST_AFTER_FAILURES = 5
 TRUST_SOON_SECONDS = 10.0
 STANDING_AFTER_FAILURES = 2
 """Connections in a row without a welcome, after which the service is asked by HTTPS whether the certificate counts."""
-STANDING_MOST = 1024
+RETURN_SECONDS = 3600.0
 RENEW_AGAIN_SECONDS = 3600.0
 ANSWER_FIRST_SECONDS = 20.0
 TRIAL_ATTEMPTS = 10
@@ -77,6 +77,7 @@ class Agent:
             "renew": self._renew,
             "trust": self._refresh_trust,
             "standing": self._ask_standing,
+            "return": self._return,
             "update": self._look_for_update,
             "trial": self._end_trial,
         }
@@ -109,7 +110,7 @@ class Agent:
             install=lambda: self._later("install", 0.0),
             greet=self._greet,
             check_for_update=lambda: self._later("update", 0.0),
-            attested=lambda: self._try_update(self._updates.attested),
+            attested=self._attested,
             not_attested=lambda reason: self._try_update(lambda: self._updates.not_attested(reason)),
             welcomed=self._welcomed,
         )
@@ -131,6 +132,8 @@ class Agent:
         ended = pair is not None and self._device.now() >= pair.certificate.not_valid_after_utc
         if pair is None or ended or not self._holds_key_of(pair):
             pair = enroll_until_done(self._device, attempts=self._attempts())
+        elif pair.is_quarantine:
+            pair = come_back(self._device, pair, attempts=self._attempts())
         backoff, made = Backoff(self._device.host.jitter), 0
         while True:
             made += 1
@@ -242,15 +245,14 @@ class Agent:
             self._later("trust", self._device.host.jitter(0.0, TRUST_SOON_SECONDS))
 
     def _ask_standing(self) -> None:
-        """A broker says not why it turns somebody away. Out of quarantine or silence, a pass is the way."""
-        try:
-            with closing(self._device.client(self._presence.trust, self._presence.pair)) as client:
-                client.get("/v1/standing", STANDING_MOST)
-        except ServiceRefused as refusal:
-            self._must_attest = refusal.problem is Problem.ATTESTATION_REQUIRED
-            log.warning("turned-away", reason=refusal, code=refusal.code)
-        except AttemptFailure as failure:
-            log.warning("standing-not-known", reason=failure)
+        self._must_attest = must_attest(self._device, self._presence.trust, self._presence.pair)
+
+    def _return(self) -> None:
+        self._must_attest = self._presence.pair.is_quarantine
+
+    def _attested(self) -> None:
+        self._try_update(self._updates.attested)
+        self._return()
 
     def _greet(self) -> None:
         """Hello, and what else the service must hear on every connection; again until a welcome comes.
@@ -310,6 +312,10 @@ class Agent:
 
     def _schedule_renewal(self) -> None:
         """At two thirds of the lifetime (the service names the moment), spread over a twentieth of what is left."""
+        if self._presence.pair.is_quarantine:  # nothing to renew: what counts is to come back
+            self._due.pop("renew", None)
+            self._later("return", self._device.host.jitter(RETURN_SECONDS / 2, RETURN_SECONDS))
+            return
         certificate = self._presence.pair.certificate
         renew_after = self._presence.pair.details.renew_after
         left = (certificate.not_valid_after_utc - renew_after).total_seconds()
@@ -363,9 +369,11 @@ class Agent:
         """The certificate ended, or its CA did, or it is on hold: the way back is a new attestation."""
         log.warning("certificate-ended", serial=self._presence.pair.serial, on_hold=self._must_attest)
         self._presence.hang_up()
-        self._must_attest, self._unwelcome = False, 0
+        comes_back, self._must_attest, self._unwelcome = self._must_attest, False, 0
         try:
-            self._take_up(enroll_until_done(self._device, attempts=self._attempts()))
+            device, attempts, pair = self._device, self._attempts(), self._presence.pair
+            enroll = partial(come_back, device, pair) if comes_back else partial(enroll_until_done, device)
+            self._take_up(enroll(attempts=attempts))
             self._presence.adopt_trust(self._device.trust.current() or self._presence.trust)
         except Stopped:
             return False

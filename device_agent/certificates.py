@@ -24,7 +24,7 @@ class Expectation:
     """What a new certificate must show: `spki` is the pending key's, `roots` and `issuing_keys` are the bundle's, DER.
 
     `device_id` is the device's own, None at an enrollment, which learns it. Without `issuing_keys` any CA below a root
-    counts.
+    counts. `quarantine`: it was a certificate of quarantine that was asked for.
     """
 
     service_name: str
@@ -33,6 +33,7 @@ class Expectation:
     now: datetime
     device_id: str | None = None
     issuing_keys: Sequence[bytes] = ()
+    quarantine: bool = False
 
 
 def spki_of(certificate: x509.Certificate) -> bytes:
@@ -56,7 +57,7 @@ def verify_issued(certificate: bytes, chain: Sequence[bytes], device_id: str, ex
         raise CertificateRefused("the device id is not one")
     if expected.device_id is not None and device_id != expected.device_id:
         raise CertificateRefused(f"the certificate is for {device_id}, this device is {expected.device_id}")
-    _check_names(leaf, device_id, expected.service_name)
+    _check_names(leaf, f"{expected.service_name}/{'quarantine' if expected.quarantine else 'device'}", device_id)
     _check_profile(leaf)
     _check_chain([leaf, *issuers], expected.roots)
     check_issuer([leaf, *issuers], expected.issuing_keys)
@@ -87,7 +88,7 @@ def check_dates(certificate: x509.Certificate, now: datetime) -> None:
         )
 
 
-def _check_names(leaf: x509.Certificate, device_id: str, service_name: str) -> None:
+def _check_names(leaf: x509.Certificate, under: str, device_id: str) -> None:
     common_names = [attribute.value for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if common_names != [device_id]:
         raise CertificateRefused("the certificate's common name is not the device id")
@@ -97,7 +98,7 @@ def _check_names(leaf: x509.Certificate, device_id: str, service_name: str) -> N
         raise CertificateRefused("the certificate has no subject alternative name") from error
     hosts = [name for name in names if isinstance(name, x509.DNSName)]
     others = [name for name in names if not isinstance(name, x509.DNSName)]
-    if others != [x509.UniformResourceIdentifier(f"spiffe://{service_name}/device/{device_id}")]:
+    if others != [x509.UniformResourceIdentifier(f"spiffe://{under}/{device_id}")]:
         raise CertificateRefused("the certificate's alternative name is not this device at this service")
     if hosts and not _serves(leaf):
         raise CertificateRefused("the certificate has DNS names, and is not a gateway's")

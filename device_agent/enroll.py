@@ -62,20 +62,24 @@ class _Pending:
     key_pem: Annotated[bytes, Cap(8 * 1024)]
     spki: Annotated[bytes, Cap(1024)]
     body: Annotated[bytes, Cap(IMA_EVIDENCE_BODY_MOST)]
+    quarantine: bool = False
 
 
-def enroll_once(device: Device) -> Pair:
-    """One attempt, or the rest of an interrupted one. Raises: any of `AttemptFailure`."""
+def enroll_once(device: Device, *, quarantine: bool = False) -> Pair:
+    """One attempt, or the rest of an interrupted one. Raises: any of `AttemptFailure`.
+
+    `quarantine`: for a certificate of quarantine, which the service has only for a device that is there.
+    """
     trust = trust_at_hand(device)
     with_service = device.client(trust)
     try:
         pending = _left_over(device)
-        if pending is not None:
+        if pending is not None and pending.quarantine == quarantine:
             try:
                 return _send(device, trust, with_service, pending)
             except CertificateRefused as refused:  # it was answered long ago, by a certificate that is over
                 log.warning("old-answer-refused", enrollment=pending.enrollment_id, reason=refused)
-        pending = _make_evidence(device, with_service)
+        pending = _make_evidence(device, with_service, quarantine=quarantine)
         state.write_value(_pending_file(device), pending)
         return _send(device, trust, with_service, pending)
     finally:
@@ -150,7 +154,7 @@ def _left_over(device: Device) -> _Pending | None:
     return None
 
 
-def _make_evidence(device: Device, with_service: ServiceClient) -> _Pending:
+def _make_evidence(device: Device, with_service: ServiceClient, *, quarantine: bool) -> _Pending:
     attester = device.attester
     with device.tpm.open() as tpm:  # the keys are made before step 1: a challenge lives for minutes only
         makers = makers_endorsement(device.config, tpm)
@@ -160,13 +164,22 @@ def _make_evidence(device: Device, with_service: ServiceClient) -> _Pending:
         csr = tpm.certificate_request(key.pem)
         with attester.key(tpm, endorsements[0].kind) as ak:
             ak_public = ak.public
-    ek, challenge = _begin(device, with_service, endorsements, ak_public, banks)
+    found = device.identity.current()
+    said = EnrollmentRequest(
+        ak_public=ak_public,
+        pcr_banks=banks,
+        serial=device.config.serial,
+        profile="quarantine" if quarantine else None,
+        state_of=None if found is None else found.details.device_id,
+    )
+    ek, challenge = _begin(with_service, endorsements, said)
     boot_log = attester.read_boot_log(challenge)
     with device.tpm.open() as tpm:
         evidence = attester.attest_key(tpm, challenge, "enroll", ek.kind, key, csr)
     ima_log = attester.read_ima_log(challenge)
     log.event("evidence-made", enrollment=challenge.enrollment_id, pcrs=challenge.pcr_selection.bank)
-    return _pending(challenge, ek, key, to_body(with_logs(evidence, boot_log, ima_log)))
+    pending = _pending(challenge, ek, key, to_body(with_logs(evidence, boot_log, ima_log)))
+    return replace(pending, quarantine=quarantine)
 
 
 def _endorsements(tpm: "Tpm") -> tuple[Endorsement, ...]:
@@ -179,30 +192,19 @@ def _endorsements(tpm: "Tpm") -> tuple[Endorsement, ...]:
 
 
 def _begin(
-    device: Device,
-    with_service: ServiceClient,
-    endorsements: tuple[Endorsement, ...],
-    ak_public: bytes,
-    banks: tuple[str, ...],
+    with_service: ServiceClient, endorsements: tuple[Endorsement, ...], said: EnrollmentRequest
 ) -> tuple[Endorsement, Challenge]:
     """Step 1 with the first EK that the service knows: a factory registers one of them, not always the same."""
     refusal: ServiceRefused | None = None
-    found = device.identity.current()
     for ek in endorsements:
-        request = EnrollmentRequest(
-            ak_public=ak_public,
-            pcr_banks=banks,
-            serial=device.config.serial,
-            state_of=None if found is None else found.details.device_id,
-        )
         if ek.kind == IAK:
             chain = ek.intermediates
             request = replace(
-                request, iak_certificate=ek.certificate, iak_intermediates=chain, idevid_certificate=ek.idevid
+                said, iak_certificate=ek.certificate, iak_intermediates=chain, idevid_certificate=ek.idevid
             )
         else:
             request = replace(
-                request, ek_certificate=ek.certificate, ek_public=ek.public, ek_intermediates=ek.intermediates
+                said, ek_certificate=ek.certificate, ek_public=ek.public, ek_intermediates=ek.intermediates
             )
         try:
             return ek, with_service.post("/v1/enrollments", to_body(request), Challenge)
@@ -220,6 +222,7 @@ def _install(device: Device, trust: Trust, pending: _Pending, issued: Issued) ->
         roots=trust.bundle.ca_roots,
         issuing_keys=trust.bundle.issuing_keys,
         now=device.now(),
+        quarantine=pending.quarantine,
     )
     try:
         verify_issued(issued.certificate, issued.chain, issued.device_id, expected)

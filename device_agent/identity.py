@@ -61,6 +61,12 @@ class Pair:
         return x509.load_der_x509_certificate(self.details.certificate)
 
     @property
+    def is_quarantine(self) -> bool:
+        """Is it only the way back? Its name says so."""
+        names = self.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return any("/quarantine/" in uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier))
+
+    @property
     def serial(self) -> str:
         """The certificate's serial number, lower hex."""
         return format(self.certificate.serial_number, "x")

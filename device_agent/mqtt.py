@@ -49,9 +49,13 @@ Event = Connected | Lost | Arrived
 class Line:
     """One connection of one identity. After it was lost, a new one is made: it may have a new certificate."""
 
-    def __init__(self, device_id: str, context: ServiceContext, events: "queue.SimpleQueue[Event]") -> None:
+    def __init__(
+        self, device_id: str, context: ServiceContext, events: "queue.SimpleQueue[Event]", *, remedial: bool = False
+    ) -> None:
         self.dropped = 0
         self._up, self._down = topics.up(device_id), topics.down(device_id)
+        if remedial:  # in quarantine there are topics of its own
+            self._up, self._down = topics.remedy_up(device_id), topics.remedy_down(device_id)
         self._events = events
         client = paho.Client(
             CallbackAPIVersion.VERSION2,

@@ -48,7 +48,7 @@ class Presence:
         """A new line with the pair in use. `Connected` or `Lost` follows. Raises: OSError (ssl.SSLError is one)."""
         self.hang_up()
         context = self.device.context(self.trust, self.pair)
-        line = Line(self.pair.details.device_id, context, self.events)
+        line = Line(self.pair.details.device_id, context, self.events, remedial=self.pair.is_quarantine)
         line.dial(self.pair.details.mqtt)
         self._line = line
 
