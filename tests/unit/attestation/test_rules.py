@@ -544,3 +544,23 @@ def test_what_a_log_shows_beside_true_digests_never_turns_a_refusal_into_a_pass(
     extended = [entry(pcr, kind, data, measured) for pcr, kind, data, measured in shown]
     for rule in RULES:
         assert broken(rule, [*happened, *extended], [*sent, *extended])
+
+
+_VARIABLES = st.builds(
+    variable,
+    st.sampled_from(["SecureBoot", "db", "Shim", "MokSBState", "SbatLevel", "vendor_db", "x"]),
+    st.binary(max_size=70) | st.binary(max_size=60).map(lambda tail: b"\x30\x82" + tail),
+    st.sampled_from([GLOBAL, DATABASES, SHIM]),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from([4, 7, 8, 12]), st.binary(max_size=120) | _VARIABLES), max_size=8))
+def test_whatever_was_measured_is_judged_and_none_of_it_adds_a_signer(measured):
+    """No crash, whatever firmware and boot loaders measure; and noise beside a good boot accepts nothing new."""
+    extended = [entry(pcr, EV_IPL, data) for pcr, data in measured]
+    stub_rule = CommandLineMatches(12, "stub", (LineForm(("ro",)),))
+    broken((*RULES, stub_rule), [*booted(), *extended])
+    off = booted(secure_boot=b"\x00", images=(b"evil",), lines=(grub("kernel_cmdline:", "/evil"),))
+    off = [authority("db", signer("Stranger")) if one == authority("db", signer("Maker")) else one for one in off]
+    for rule in RULES:
+        assert broken(rule, [*off, *extended])
