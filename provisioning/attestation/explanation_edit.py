@@ -62,15 +62,15 @@ class Hexadecimal(int):
 def edited(text: str, changes: Sequence[Change]) -> str:
     """The text with these changes; comments and everything else stay as they are. Raises: EditImpossible."""
     try:
-        found = places(text)
-        pieces = _pieces(text, found, changes)
-    except (NotFound, IndexError, KeyError) as error:
+        pieces = _pieces(text, places(text), changes)
+        changed = text
+        for start, end, piece in sorted(pieces, reverse=True):
+            changed = changed[:start] + piece + changed[end:]
+        lines = {change.path for change in changes if isinstance(change, Line)}
+        same = _listed(tomllib.loads(changed), lines) == _changed(_listed(tomllib.loads(text), lines), changes)
+    except (ValueError, LookupError, RecursionError) as error:  # what is no TOML is a ValueError; so is `NotFound`
         raise EditImpossible(f"the policy's text cannot be edited by itself: {error}") from error
-    changed = text
-    for start, end, piece in sorted(pieces, reverse=True):
-        changed = changed[:start] + piece + changed[end:]
-    lines = {change.path for change in changes if isinstance(change, Line)}
-    if _listed(_parsed(changed), lines) != _changed(_listed(_parsed(text), lines), changes):
+    if not same:
         raise EditImpossible("the policy's text cannot be edited by itself")
     return changed
 
@@ -223,13 +223,6 @@ def _listed(values: dict[str, Any], paths: Collection[Path]) -> dict[str, Any]:
     return values
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise EditImpossible("the policy's text cannot be edited by itself") from error
-
-
 def _changed(values: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
     """The values with the changes, which is all that the new text may differ in."""
     new: Any = deepcopy(values)
@@ -249,11 +242,8 @@ def _changed(values: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any
 
 
 def _at(values: Any, path: Path) -> Any:  # noqa: ANN401  whatever TOML holds
-    try:
-        for key in path:
-            values = values[key]
-    except (KeyError, IndexError, TypeError) as error:
-        raise EditImpossible(f"the policy has nothing at {path}") from error
+    for key in path:
+        values = values[key]
     return values
 
 
@@ -261,9 +251,7 @@ def _array_at(values: Any, path: Path) -> list[Any]:  # noqa: ANN401  whatever T
     parent = _at(values, path[:-1])
     if isinstance(parent, dict) and path[-1] not in parent:
         parent[str(path[-1])] = []
-    array = _at(values, path)
-    if not isinstance(array, list):
-        raise EditImpossible(f"the policy has no array at {path}")
+    array: list[Any] = parent[path[-1]]
     return array
 
 

@@ -21,7 +21,6 @@ from provisioning.refusals import (
 from wire.messages import EnrollmentRequest
 
 WHY = Judged(signed=False, why="a request proves nothing before its TPM answered a challenge: anybody can send it")
-DEEP_MOST = 8
 TABLES_MOST = 64
 SWITCHES: dict[type[Refusal], Change] = {
     EkTrustTooLow: Put(("ek_trust",), "key"),
@@ -39,12 +38,11 @@ def endorsement_changes(
     Nothing of it is proven. Raises: EditImpossible, where no setting of the policy accepts this EK.
     """
     found: list[tuple[Refusal, Change]] = []
-    for _ in range(len(SWITCHES) + 3):
-        refusal = _refusal(edited(text, [change for _, change in found]), request, registered, now, store)
-        if refusal is None:
-            return tuple(found)
+    refusal = _refusal(text, request, registered, now, store)
+    while refusal is not None:
         found.append((refusal, _mends(text, found, refusal, request, registered, now, store)))
-    raise EditImpossible("no setting of the policy accepts this TPM")
+        refusal = _refusal(edited(text, [change for _, change in found]), request, registered, now, store)
+    return tuple(found)
 
 
 def _mends(
@@ -59,6 +57,8 @@ def _mends(
     """The first change that takes this refusal away. Raises: EditImpossible."""
     before = [change for _, change in found]
     for change in _candidates(refusal, parse_policy(text), request, registered, store):
+        if change in before:
+            continue
         try:
             after = _refusal(edited(text, [*before, change]), request, registered, now, store)
         except (EditImpossible, PolicyMalformed):
@@ -71,8 +71,10 @@ def _mends(
 def _refusal(
     text: str, request: EnrollmentRequest, registered: RegisteredEk, now: datetime, store: EkStore
 ) -> Refusal | None:
+    """Raises: PolicyMalformed."""
+    policy = parse_policy(text)
     try:
-        verify_endorsement(request, parse_policy(text), now, registered, store)
+        verify_endorsement(request, policy, now, registered, store)
     except Refusal as refusal:
         return refusal
     return None
@@ -102,11 +104,9 @@ def _candidates(
 def _above(below: list[Certificate], store: EkStore) -> list[str]:
     """Fingerprints of the store's certificates above these, the lowest first. By their names: nothing is verified."""
     found: dict[str, None] = {}
-    for _ in range(DEEP_MOST):
+    while below:
         above = [one for certificate in below for one in store.stored_as(certificate.issuer)]
         new = [one for one in above if one.fingerprint not in found]
-        if not new:
-            break
         found |= dict.fromkeys(one.fingerprint for one in new)
         below = [store.certificate(one) for one in new]
     return list(found)

@@ -79,9 +79,7 @@ def _accept(
     if fields is None or fields.path == AGGREGATE:
         return
     digest = FileDigest(fields.digest_type, fields.algorithm, fields.digest)
-    paths = accepted.get(digest, frozenset())
-    if paths is not None:
-        accepted[digest] = paths | {fields.path}
+    accepted[digest] = (accepted.get(digest) or frozenset()) | {fields.path}
 
 
 def _line(fields: Fields) -> str | None:

@@ -65,9 +65,8 @@ def _changes(
         case BootLoadersListed():
             digest = None if event is None else event.digests[bank].hex()
             return () if digest is None else (Add(("rules", "boot_loaders", "digests"), digest),)
-        case CommandLineMatches():
-            form = None if event is None else _form(rule, event, bank)
-            return () if form is None else (Add(("rules", "command_line"), form),)
+    form = None if event is None else _form(rule, event, bank)
+    return () if form is None else (Add(("rules", "command_line"), form),)
 
 
 def _without_secure_boot(policy: Policy, bank: str, quoted: Mapping[int, bytes]) -> tuple[Change, ...]:

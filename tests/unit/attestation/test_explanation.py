@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from provisioning.attestation.explanation import changed, edit_of, proposals, together, whole_edit, withheld
+from provisioning.attestation.explanation import (
+    PROPOSALS_MOST,
+    changed,
+    edit_of,
+    proposals,
+    together,
+    whole_edit,
+    withheld,
+)
 from provisioning.attestation.explanation_diff import Measurement, differences
 from provisioning.attestation.explanation_edit import EditImpossible, Line, Put, edited
 from provisioning.attestation.explanation_ima import unaccepted
@@ -177,6 +185,7 @@ def test_an_image_is_judged_by_the_policys_own_list_where_the_device_never_passe
     [
         ({}, None),
         ({0: booted(secure_boot=b"\0")[0]}, "Secure Boot"),
+        ({0: entry(7, 0x80000001, b"no variable")}, "Secure Boot"),
         ({0: config("Other", b"\1"), 1: config("SecureBoot", b"\1")}, "Secure Boot"),
         ({0: booted()[0].shown(data=b"SecureBoot")}, "Secure Boot"),
         ({0: booted()[0].shown(data=b"")}, "Secure Boot"),
@@ -258,6 +267,15 @@ def test_more_unknown_files_than_the_judge_names_are_all_in_the_edit():
     found, edit = explained(evidence, text)
     assert len(edit.lines) == 90
     assert passes(evidence, edited(text, together(found)))
+
+
+def test_of_very_many_unknown_files_the_first_are_explained_and_no_edit_accepts_all():
+    files = {f"/usr/bin/{number}": hashlib.sha256(b"%d" % number).digest() for number in range(300)}
+    text, evidence = rule_policy(booted()), stored(booted(), PCRS, {**FILES, **files})
+    found = proposals(verify_shown(evidence), None, parse_policy(text), {})
+    assert len(found) == PROPOSALS_MOST
+    with pytest.raises(EditImpossible, match="no edit of single values"):
+        whole_edit(text, found, evidence, {})
 
 
 def test_a_signature_that_no_key_of_the_policy_made_does_not_make_a_file_signed():

@@ -147,6 +147,14 @@ def test_a_line_is_added_to_a_text_of_any_kind(written):
     assert "# known" in new
 
 
+def test_quotes_at_the_end_of_a_text_are_its_own():
+    text = 'a = """x"""""\nb = \'\'\'y\'\'\'\'\nc = 1\n'
+    assert tomllib.loads(text) == {"a": 'x""', "b": "y'", "c": 1}
+    assert tomllib.loads(edited(text, [Put(("c",), 2)]))["c"] == 2
+    text = 'a = """x"""""\nc = 1\n'
+    assert tomllib.loads(edited(text, [Put(("c",), 2)])) == {"a": 'x""', "c": 2}
+
+
 def test_a_text_that_is_not_there_gets_its_first_line():
     new = edited("[ima]\nkeys = []\n", [Line(("ima", "files"), "11  /b")])
     assert tomllib.loads(new)["ima"] == {"keys": [], "files": "11  /b\n"}
@@ -163,6 +171,9 @@ def test_a_text_that_is_not_there_gets_its_first_line():
         ("'''", Put(("model",), "ff")),
         ("a = [", Put(("model",), "ff")),
         ("files = '''a'''", Line(("files",), "b'''")),
+        ('files = """a\\\n"""', Line(("files",), "b")),
+        ("[x]\na = 1\n", Add(("x",), {"b": "c"})),
+        ("x = ]", Put(("x",), "ff")),
     ],
 )
 def test_what_cannot_be_written_is_no_edit(text, change):

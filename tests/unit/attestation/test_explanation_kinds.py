@@ -10,7 +10,7 @@ from provisioning.attestation.ek_store import EMPTY, EkStore, Role, judge
 from provisioning.attestation.ek_store import stored as kept_as
 from provisioning.attestation.endorsement import RegisteredEk, ek_id_of, ek_id_of_public
 from provisioning.attestation.explanation import changed, edit_of, proposals, whole_edit
-from provisioning.attestation.explanation_diff import file_of
+from provisioning.attestation.explanation_diff import file_changes, file_of
 from provisioning.attestation.explanation_edit import Add, Drop, EditImpossible, Put
 from provisioning.attestation.explanation_ek import endorsement_changes
 from provisioning.attestation.explanation_ima import unaccepted
@@ -100,6 +100,13 @@ def test_a_root_that_nobody_imported_is_no_edit():
 
 def test_a_manufacturer_is_added_to_the_table_of_the_root_that_vouched():
     text = policy_of(vouching(root("Other root")), vouching(ROOT, '["id:00001014"]'))
+    assert asked(text, ROOT.ek()) == [(EkManufacturerRefused, Add(("ek_roots", 1, "manufacturers"), "id:494E5443"))]
+
+
+def test_tables_that_are_written_inline_are_found_too():
+    table = vouching(ROOT, '["id:00001014"]')["certificate"].replace("\n", "\\n").replace('"""', '"')
+    roots = f'[{{ store = "Intel" }}, {{ certificate = {table}, manufacturers = ["id:00001014"] }}]'
+    text = policy_of(ek_roots=roots)
     assert asked(text, ROOT.ek()) == [(EkManufacturerRefused, Add(("ek_roots", 1, "manufacturers"), "id:494E5443"))]
 
 
@@ -288,6 +295,13 @@ def test_a_digest_that_is_listed_for_another_path_gets_one_more():
     assert unaccepted(covered(log), ima_policy(files='"' + "00" * 32 + '"'), QUOTED) == []
 
 
+def test_a_violation_is_no_change_of_a_file():
+    log = bytearray(ima_log_of(VALUES, {"/b": bytes(32)}))
+    at = len(ima_log_of(VALUES, {})) + 4
+    log[at : at + 20] = bytes(20)
+    assert file_changes(covered(ima_log_of(VALUES, {})), covered(bytes(log))) == ()
+
+
 def test_a_violation_is_no_file():
     log = bytearray(ima_log_of(VALUES, {"/b": bytes(32)}))
     log[4:24] = bytes(20)
@@ -313,3 +327,9 @@ def test_values_of_another_bank_are_not_compared():
 def test_a_log_on_one_side_alone_is_compared_by_values():
     one = verify_shown(stored(booted(), PCRS))
     assert not changed(Shown(one.pcrs, None, None), one)
+
+
+def test_a_manufacturer_that_no_policy_can_name_has_no_edit():
+    unnamed = tpm_name({**MAKER, MANUFACTURER: "Nobody & Sons"})
+    with pytest.raises(EditImpossible, match="no setting of the policy"):
+        asked(policy_of(vouching(ROOT)), ROOT.ek(replace={x509.SubjectAlternativeName: unnamed}))
