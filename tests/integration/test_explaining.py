@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from lab.light import LightBoot, LightDevice
 from lab.light_fleet import MANUFACTURER, load_fleet, make_fleet
-from provisioning import enrollment, explaining, policies
+from provisioning import enrollment, explaining, inventory, policies
 from provisioning.attestation.explanation_edit import Add, edited
 from provisioning.db import evidence
 from provisioning.db.columns import table_of
@@ -218,6 +218,9 @@ async def test_what_a_mode_let_pass_is_explained_by_device_and_by_attestation(se
     await enroll(service, shows(device, booted()))
     with pytest.raises(NotFound):
         await explaining.explain(service, device.serial, monitor=True)
+    (accepted,) = (await inventory.show_device(service, device.serial))["attestations"]
+    with pytest.raises(NotFound):
+        await explaining.explain(service, accepted["id"])
     await enroll(service, shows(device, OTHER_IMAGE))
     with pytest.raises(NotFound):
         await explaining.explain(service, device.serial)
