@@ -1,6 +1,7 @@
 """IMA logs with evidence: asked for by the policy, replayed to the quoted PCR 10, kept once, bounded in waiting."""
 
 import hashlib
+import json
 from datetime import timedelta
 
 import pytest
@@ -23,8 +24,9 @@ from provisioning.refusals import (
     RequestTooLarge,
     TooManyRequests,
 )
-from tests.support import fleet
+from tests.support import fleet, http
 from tests.support.attestation import Device, answer, policy_text
+from tests.support.http import connect
 from tests.support.listeners import serving
 from tests.support.service import Clock, make_installation, registered, running_service
 from wire.messages import EVIDENCE_BODY_MOST, IMA_EVIDENCE_BODY_MOST, IMA_LOG_MOST, EnrollmentRequest
@@ -54,6 +56,14 @@ def service(tmp_path_factory):
     clock = Clock(system_clock())
     with running_service(make_installation(tmp_path_factory.mktemp("ima") / "D"), clock) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _its_own_time(service):
+    """A test that looks ahead leaves the time to the next: TLS goes by the real one."""
+    before = service.clock.now
+    yield
+    service.clock.now = before
 
 
 @pytest.fixture(scope="module")
@@ -201,24 +211,26 @@ async def test_an_upload_that_comes_again_is_young_again(service):
     assert await service.store.read(lambda tx: stored.content_of(tx, name)) == b"again"
 
 
+async def announced(client, line, size, member=None):
+    """Status and code for a request of which only the head is sent: its size is judged before its body is read."""
+    context = fleet.anonymous(client.root) if member is None else member.context(client.root)
+    head = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n"
+    reader, writer = await connect(client.ports.device, ssl=context)
+    writer.write(f"{head}\r\n".encode())
+    status, _, body = await http.answer(reader)
+    writer.close()
+    return status, json.loads(body)["code"]
+
+
 async def test_a_body_is_as_large_as_its_challenge_makes_room_for(service, device, policy, tmp_path):
     _, small = await enrolling(service, device, without_pcr_10(policy()))
     _, large = await enrolling(service, device, policy(**REQUIRED))
     member = await fleet.device(service, tmp_path, "d-body")
+    too_large, malformed = (413, RequestTooLarge.code), (400, RequestMalformed.code)
     async with serving(service) as client:
-
-        async def code(challenge, size):
-            path = f"/v1/enrollments/{challenge.enrollment_id}/evidence"
-            return await client.code("device", "POST", path, data=b"x" * size, headers=JSON)
-
-        too_large, malformed = (413, RequestTooLarge.code), (400, RequestMalformed.code)
-        assert await code(small, EVIDENCE_BODY_MOST + 1) == too_large
-        assert await code(large, EVIDENCE_BODY_MOST + 1) == malformed
-        assert await code(large, IMA_EVIDENCE_BODY_MOST + 1) == too_large
-        unknown = await client.code(
-            "device", "POST", "/v1/enrollments/x/evidence", data=b"x" * (EVIDENCE_BODY_MOST + 1), headers=JSON
-        )
-        assert unknown == too_large
-        path = f"/v1/logs/{'0' * 64}"
-        refused = await client.code("device", "PUT", path, member=member, data=b"x" * (IMA_LOG_MOST + 1))
-        assert refused == too_large
+        paths = [f"/v1/enrollments/{one}/evidence" for one in (small.enrollment_id, large.enrollment_id, "x")]
+        for path, most in zip(paths, (EVIDENCE_BODY_MOST, IMA_EVIDENCE_BODY_MOST, EVIDENCE_BODY_MOST), strict=True):
+            assert await announced(client, f"POST {path}", most + 1) == too_large
+        assert await announced(client, f"PUT /v1/logs/{'0' * 64}", IMA_LOG_MOST + 1, member) == too_large
+        body = b"x" * (EVIDENCE_BODY_MOST + 1)
+        assert await client.code("device", "POST", paths[1], data=body, headers=JSON) == malformed
