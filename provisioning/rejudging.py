@@ -25,7 +25,7 @@ from provisioning.service import Service
 from wire.codec import rfc3339
 
 Json = dict[str, object]
-_Listing = Callable[[Connection, str, str | None, Place, int], Sequence[Record]]
+_Listing = Callable[[Connection, str, Place, int], Sequence[Record]]
 PAGE_MOST = 100
 """Evidences judged for one request, at most."""
 PAGE_SECONDS = 5.0
@@ -156,7 +156,8 @@ def _newest_by_name(model: str, name: str, tx: Connection) -> tuple[Record, Reco
 async def accepts_what_was_refused(service: Service, before: Policy, after: Policy) -> tuple[Finding, ...]:
     """What `before` refuses of this model's devices, enforced, and `after` would not: from refusals and from reports.
 
-    Refused evidence is kept of each device, two of it; a report is evidence that passed because of the policy's mode.
+    Of all groups: a device can be put into another one. Refused evidence is kept of each device, two of it; a report
+    is evidence that passed because of the policy's mode.
     Where there is no time to compare them all, that is a finding, too.
     """
     timer = asyncio.get_running_loop().time
@@ -225,7 +226,7 @@ def _behind(row: Record) -> Place:
 
 
 def _listed(pages: _Listing, policy: Policy, behind: Place, tx: Connection) -> Sequence[Record]:
-    return pages(tx, policy.model, policy.group, behind, BATCH)
+    return pages(tx, policy.model, behind, BATCH)
 
 
 def _batch(policy: Policy, behind: Place, tx: Connection, *, every: bool) -> tuple[list[Item], Place]:

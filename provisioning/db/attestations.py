@@ -26,11 +26,15 @@ class Place:
 
 def devices_judged_by(tx: Connection, model: str, group: str | None) -> ColumnElement[bool]:
     """The devices in service that a policy of this model and group judges: of the group, or of none with its own."""
-    mine = and_(device.c.model == model, device.c.state.not_in(OUT_OF_SERVICE))
+    mine = _in_service(model)
     if group is not None:
         return and_(mine, device.c.group == group)
     others = policies.groups_of(tx, model)
     return and_(mine, or_(device.c.group.is_(None), device.c.group.not_in(others))) if others else mine
+
+
+def _in_service(model: str) -> ColumnElement[bool]:
+    return and_(device.c.model == model, device.c.state.not_in(OUT_OF_SERVICE))
 
 
 def newest_behind(tx: Connection, model: str, group: str | None, behind: Place, limit: int) -> list[Record]:
@@ -52,7 +56,7 @@ def every_of(tx: Connection, device_id: str, behind: Place, limit: int) -> list[
     return list(tx.execute(mine.order_by(attestation.c.at, attestation.c.id).limit(limit)))
 
 
-def refused_behind(tx: Connection, model: str, group: str | None, behind: Place, limit: int) -> list[Record]:
+def refused_behind(tx: Connection, model: str, behind: Place, limit: int) -> list[Record]:
     """At most `limit` refusals (id, device, time) of a model whose evidence is kept, behind a place; no evidence."""
     columns = (refused.c.refusal_id, refused.c.device_id, refused.c.at)
     later = or_(
@@ -61,11 +65,11 @@ def refused_behind(tx: Connection, model: str, group: str | None, behind: Place,
         and_(refused.c.device_id == behind.device, refused.c.at == behind.at, refused.c.refusal_id > behind.id),
     )
     joined = select(*columns).join(device, device.c.id == refused.c.device_id)
-    mine = joined.where(devices_judged_by(tx, model, group), later)
+    mine = joined.where(_in_service(model), later)
     return list(tx.execute(mine.order_by(refused.c.device_id, refused.c.at, refused.c.refusal_id).limit(limit)))
 
 
-def reported_behind(tx: Connection, model: str, group: str | None, behind: Place, limit: int) -> list[Record]:
+def reported_behind(tx: Connection, model: str, behind: Place, limit: int) -> list[Record]:
     """At most `limit` devices of a model (id) behind a place that passed last with what `enforce` would refuse."""
     newest = (
         select(attestation.c.findings)
@@ -75,6 +79,6 @@ def reported_behind(tx: Connection, model: str, group: str | None, behind: Place
         .scalar_subquery()
     )
     mine = select(device.c.id.label("device_id")).where(
-        devices_judged_by(tx, model, group), device.c.id > behind.device, newest.like('%"refused": true%')
+        _in_service(model), device.c.id > behind.device, newest.like('%"refused": true%')
     )
     return list(tx.execute(mine.order_by(device.c.id).limit(limit)))

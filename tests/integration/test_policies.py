@@ -186,6 +186,9 @@ async def test_another_mode_is_the_step_of_two_persons(service, mode, more):
     draft = await policies.propose_policy(service, softer, by="ada")
     promoted = await policies.promote_policy(service, "light", draft["version"], by="bob")
     assert promoted["mode"] == mode
+    if mode == "learn":
+        with pytest.raises(SecondPersonRequired):
+            await policies.set_policy(service, softer.replace('["light-00000"]', '["light-00000", "x"]'), by="ada")
     with pytest.raises(SecondPersonRequired):
         await policies.set_policy(service, before["toml"], by="ada")
     again = await policies.propose_policy(service, before["toml"], by="ada")
@@ -205,11 +208,9 @@ async def test_what_devices_were_refused_for_is_accepted_by_two_persons_only(ser
     # Nor together with a PCR that the evidence does not show: then it is not refused either.
     with pytest.raises(SecondPersonRequired):
         await policies.set_policy(service, wider + f'"14" = ["{"0" * 64}"]\n', by="ada")
-    # Nor for a group, whose devices the model's policy judged so far.
-    await policies.set_group(service, "light-00001", "pilot", by="ada")
+    # Nor for a group into which the device could be put afterwards.
     with pytest.raises(SecondPersonRequired):
         await policies.set_policy(service, 'group = "pilot"\n' + wider, by="ada")
-    await policies.set_group(service, "light-00001", None, by="ada")
     # What has nothing to do with it is one person's decision.
     await policies.set_policy(service, now["toml"] + "\n# a remark\n", by="ada")
     draft = await policies.propose_policy(service, wider, by="ada")
