@@ -15,9 +15,10 @@ from provisioning.attestation.quote import VerifiedPcrs
 from provisioning.challenges import Answered
 from provisioning.db import devices, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.findings import notice_ak_twice, suspect
+from provisioning.findings import Noticed, notice, notice_ak_twice, suspect
 from provisioning.journal import identifier, leaf
-from provisioning.logs import Logs, keep_log
+from provisioning.logs import Logs, keep_ima_log, keep_log
+from provisioning.monitoring import Kind
 from provisioning.refusals import (
     ApprovalRequired,
     AttestationKeyTaken,
@@ -115,7 +116,7 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
             "ak_public": answered.challenge.ak_public,
             "evidence": outcome.evidence,
             "boot_log_sha256": keep_log(tx, device_id, outcome.logs.boot, at),
-            "ima_log_sha256": keep_log(tx, device_id, outcome.logs.ima, at),
+            "ima_log_sha256": keep_ima_log(tx, device_id, outcome.logs.ima, at),
             "findings": findings_json(outcome.findings),
         },
     )
@@ -138,6 +139,9 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
         devices.attested(tx, device_id, at, due=due, settled=settled, **shown)
     notice_ak_twice(tx, service, device_id, answered.ak_name)
     observing.note_passed(service, tx, answered, outcome.pcrs, outcome.findings)
+    if softened := [finding.what for finding in outcome.findings if finding.refused]:
+        detail = {"would_refuse": len(softened), "first": softened[0], "policy": answered.policy_id}
+        notice(tx, service, Noticed(device_id, Kind.MONITOR, detail))
     leaves.add(tx, outcome.entry)
 
 

@@ -80,5 +80,15 @@ def keep_log(tx: Connection, device_id: str, content: bytes | None, at: int) -> 
     return sha256
 
 
+def keep_ima_log(tx: Connection, device_id: str, content: bytes | None, at: int) -> str | None:
+    """The same for an IMA log; the device's last one is kept as its beginning from now on, if it is that."""
+    if content is None:
+        return None
+    before, sha256 = logs.newest_ima_log_of(tx, device_id), keep_log(tx, device_id, content, at)
+    if before is not None and sha256 is not None:
+        logs.fold(tx, before, sha256)
+    return sha256
+
+
 async def _uploaded(service: Service, digest: bytes) -> bytes | None:
     return await service.store.read(lambda tx: logs.content_of(tx, digest.hex()))

@@ -22,6 +22,7 @@ from provisioning.attestation.endorsement import ek_id_of
 from provisioning.authorities import Authorities
 from provisioning.db import inspection
 from provisioning.db.devices import Record
+from provisioning.db.logs import content_of
 from provisioning.est import REQUEST_PREFIX
 from provisioning.issuance.tbs import UNPARSED, Profile, assemble, serial_text
 from provisioning.refusals import Refusal
@@ -106,7 +107,8 @@ def _attestations(tx: Connection, records: _Records, report: Report) -> dict[str
     for row in inspection.boot_logs(tx):
         logs.looked_at += 1
         named.discard(row.sha256)
-        if hashlib.sha256(row.content).hexdigest() != row.sha256:
+        content = row.content if row.beginning_of is None else content_of(tx, row.sha256)
+        if content is None or hashlib.sha256(content).hexdigest() != row.sha256:
             logs.faults.append(f"log {row.sha256}: is not what its name says")
     logs.faults += [f"log {sha256}: an attestation names it, and it is gone" for sha256 in sorted(named)]
     return attested

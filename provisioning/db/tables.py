@@ -170,6 +170,9 @@ class BootLog(SQLModel, table=True):
     device_id: str
     at: int = moment(nullable=False)
     content: bytes = blob(nullable=False)
+    beginning_of: str | None = Field(default=None, index=True)
+    """Another log whose first `size` bytes are this one, and then `content` is empty: a kernel's list only grows."""
+    size: int = moment(nullable=False)
 
 
 class Upload(SQLModel, table=True):

@@ -5,6 +5,7 @@ import json
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select
 
 from lab.ekca import create_ek_ca
 from lab.ima import entry_of, measure_file, start_ima
@@ -180,6 +181,27 @@ async def test_an_uploaded_log_is_found_by_its_hash_and_stays(service, device, t
     assert await service.store.read(lambda tx: stored.uploads_of(tx, "d-upload")) == 0
     await _later(service)
     assert await service.store.read(lambda tx: stored.content_of(tx, digest.hexdigest())) == content
+
+
+async def test_of_the_logs_of_one_boot_the_longest_is_stored_and_the_others_as_its_beginnings(
+    service, device, tpm, policy
+):
+    more = [entry_of(f"/usr/bin/{number}", b"\2" * 32)[0] for number in range(3)]
+    grown = [tpm.ima + b"".join(more[:number]) for number in range(1, 4)]
+    other_boot = tpm.ima + entry_of("/usr/bin/another", b"\3" * 32)[0]
+    names = [hashlib.sha256(content).hexdigest() for content in (*grown, other_boot)]
+    for content in (*grown, other_boot, grown[0]):
+        ak, challenge = await enrolling(service, device, policy(**REQUIRED))
+        await send(service, device, ak, challenge, ima_log=content)
+        service.clock.now += timedelta(seconds=1)  # which of two was the newest stands in the record, in seconds
+
+    def read(tx):
+        rows = (tx.execute(select(stored.log).where(stored.log.c.sha256 == name)).one() for name in names)
+        return [(row.beginning_of, len(row.content)) for row in rows], [stored.content_of(tx, one) for one in names]
+
+    rows, contents = await service.store.read(read)
+    assert contents == [*grown, other_boot]
+    assert rows == [(names[2], 0), (names[2], 0), (None, len(grown[2])), (None, len(other_boot))]
 
 
 async def _later(service):

@@ -58,8 +58,13 @@ def upgrade() -> None:
         sa.Column("device_id", sa.String(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.Column("beginning_of", sa.String(), nullable=True),
+        sa.Column("size", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("sha256"),
     )
+    with op.batch_alter_table("bootlog", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_bootlog_beginning_of"), ["beginning_of"], unique=False)
+
     op.create_table(
         "bundle",
         sa.Column("version", sa.Integer(), nullable=False),
@@ -642,6 +647,9 @@ def downgrade() -> None:
 
     op.drop_table("certificate")
     op.drop_table("bundle")
+    with op.batch_alter_table("bootlog", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_bootlog_beginning_of"))
+
     op.drop_table("bootlog")
     op.drop_table("authority")
     with op.batch_alter_table("attestation", schema=None) as batch_op:
