@@ -169,7 +169,7 @@ async def _judge_claims(service: Service, found: Answered) -> Answered:
     def write(tx: Connection) -> Record | None:
         if devices.by_id(tx, state_of) is not None:
             detail = {"how": "the agent found another device's state", "state_of": state_of}
-            notice(tx, service, Noticed(device.id, Kind.CLONED_STATE, detail, key=state_of))
+            notice(tx, service, Noticed(device.id, Kind.CLONED_STATE, detail))
         return devices.by_id(tx, device.id)
 
     changed = await service.ledger.write(write)  # the policy may have ended it for that

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -65,6 +66,11 @@ def world(tmp_path_factory):
             for answer in ANSWERS:
                 changed = text.replace('model = "light"', f'model = "light-{answer}"\non_clone = "{answer}"', 1)
                 await policies.set_policy(service, changed, by="test")
+            changed = text.replace(
+                'model = "light"', 'model = "light-watched"\nmode = "monitor"\non_clone = "revoke"', 1
+            )
+            changed = re.sub(r'"4" = \["[0-9a-f]{64}"\]', f'"4" = ["{"00" * 32}"]', changed)
+            await policies.set_policy(service, changed, by="test")
             return await factory.add_station(service, "line-1", 1000, csr(), by="test")
 
         station = asyncio.run(prepare())
@@ -466,6 +472,19 @@ async def test_old_hellos_that_a_broker_repeats_after_a_restart_are_no_finding(w
     assert await found(world, agent.id) == []
 
 
+async def test_a_hello_that_comes_after_the_agent_lost_its_number_is_not_taken_for_a_restart(world):
+    """It was signed by a run in between, whose number is above that of the one that speaks now, and below the first."""
+    agent = await enrolled(world, "revoke")
+    await agent.connect()
+    late = agent.copy(next(sessions), 50).hello_sealed()
+    agent = agent.copy(next(sessions), 3)
+    assert await agent.connect()
+    with pytest.raises(MessageOutOfOrder):
+        await agent.send(late)
+    assert await agent.connect()
+    assert await found(world, agent.id) == []
+
+
 async def test_an_agent_that_lost_its_session_number_is_heard_again_and_is_no_finding(world):
     agent = await enrolled(world, "revoke")
     await agent.connect()
@@ -560,6 +579,14 @@ async def test_what_is_no_sign_of_a_clone_is_never_answered(world):
     agent = await enrolled(world, "revoke")
     noticed = findings.Noticed(agent.id, Kind.SILENT)
     assert await world.service.ledger.write(lambda tx: findings.notice(tx, world.service, noticed))
+    assert (await record(world, agent.id)).state == "active"
+
+
+async def test_what_a_monitoring_policy_let_pass_is_found_and_never_answered(world):
+    agent = await enrolled(world, "watched")
+    (row,) = await findings.list_findings(world.service, agent.id, closed=False, before=None, limit=9)
+    assert (row["kind"], row["response"], row["detail"]["would_refuse"]) == ("monitor", None, 1)
+    assert "4" in row["detail"]["first"]
     assert (await record(world, agent.id)).state == "active"
 
 
