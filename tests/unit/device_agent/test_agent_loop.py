@@ -127,6 +127,16 @@ def test_hello_is_said_on_connecting_and_again_until_welcomed(bench):
     assert bench.trimmed == [1]
 
 
+def test_a_welcome_that_asks_for_it_is_answered_with_hello_at_once(bench):
+    """The service wants to know whether this very session is alive: its sequence goes back to it."""
+    bench.pass_time(1)
+    bench.connect()
+    bench.presence.session.last_sequence = 77
+    head = {"message_id": "w", "device": DEVICE, "session": "s", "sequence": 77, "not_after": NOW}
+    bench.agent._commands.obey(Welcome(**head, in_reply_to="h", release_floor=0, greet_again=True))
+    assert [(kind, fields["last_sequence"]) for kind, fields in bench.sent] == [(Hello, 0), (Hello, 77)]
+
+
 def test_a_lost_line_is_dialled_again_ever_more_slowly(bench):
     bench.refusal = ConnectionRefusedError(111, "Connection refused")
     bench.pass_time(1)
