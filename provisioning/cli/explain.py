@@ -112,7 +112,8 @@ def _finding(finding: dict[str, Any]) -> list[str]:
     if finding.get("others") is not None:
         more = " or more" if finding.get("others_at_least") else ""
         lines.append(f"    seen on   {finding['others']}{more} other devices of the model")
-        lines.append(f"    signed    {'yes' if finding.get('signed') else 'no'}: {finding.get('why')}")
+    if finding.get("why"):
+        lines.append(f"    signed    {'yes' if finding.get('signed') else 'no'}: {finding['why']}")
     if finding.get("withheld") and not finding.get("edit"):
         lines.append(f"    edit      withheld, {finding['withheld']}")
     return lines

@@ -128,8 +128,8 @@ def _logs(tx: Connection, row: Record | None) -> tuple[bytes | None, bytes | Non
 
 
 def _counted(tx: Connection, case: Case, found: Explained) -> list[int]:
-    """How many other devices of the model show each value: one range of an index for each."""
-    if case.device is None:
+    """How many other devices of the model show each value: one range of an index for each. Of a request, nothing is."""
+    if case.device is None or case.evidence is None:
         return []
     model, device = case.device.model, case.device.id
     values = [proposal.value for proposal in found.proposals[:VALUES_MOST]]
@@ -177,7 +177,7 @@ def _of_evidence(case: Case, found: Explained, counts: Sequence[int], *, show_un
         if hidden is not None:
             reasons.append(f"{proposal.what}: {hidden}")
         edit: Json | None = None
-        wanted = others is not None and (hidden is None or show_unsafe)
+        wanted = number < VALUES_MOST and (hidden is None or show_unsafe)
         if proposal.changes and wanted and case.in_force is not None:
             try:
                 edit = edit_text(edit_of(case.in_force.text, proposal.changes))

@@ -20,6 +20,7 @@ from provisioning.observing import KEPT
 from provisioning.refusals import (
     ActivationProofWrong,
     EkManufacturerRefused,
+    ImaNotAccepted,
     NotFound,
     PcrsNotAccepted,
     SecondPersonRequired,
@@ -29,13 +30,13 @@ from tests.support.boot_logs import booted, image, log_of
 from tests.support.cli import Person
 from tests.support.listeners import service_with_operators, serving
 from tests.support.service import Clock, csr, make_installation
-from tests.support.shown import pcrs_after
+from tests.support.shown import ima_log_of, pcrs_after
 from wire.codec import decode, encode
 from wire.factory import Registration, RegistrationRequest
 from wire.messages import Challenge
 
 SELECTED = (0, 4, 7)
-DEVICES = 21
+DEVICES = 28
 OTHER_IMAGE = booted(images=(b"shim", b"grub 2"))
 ONE_MORE = [*booted(), image(b"kexec")]
 
@@ -84,8 +85,10 @@ def model_of(service, fleet, unused):
         fields = {"model": f'"{name}"', "software_tpm": "true", "enrollments_per_day": "1000", **changes}
         lines = [f"{key} = {value}" for key, value in fields.items()]
         lines += ["[[ek_roots]]", f'certificate = """{fleet.ek_root.read_text()}"""']
-        lines += [f'manufacturers = ["{MANUFACTURER}"]', "[pcrs.sha256]"]
-        text = "\n".join([*lines, *(f'"{pcr}" = ["{values[pcr].hex()}"]' for pcr in SELECTED)]) + "\n"
+        lines += [f'manufacturers = ["{MANUFACTURER}"]']
+        if "pcrs" not in changes:
+            lines += ["[pcrs.sha256]", *(f'"{pcr}" = ["{values[pcr].hex()}"]' for pcr in SELECTED)]
+        text = "\n".join(lines) + "\n"
         await policies.set_policy(service, text, by="admin")
         devices = [unused.pop() for _ in range(count)]
         station = await add_station(service, f"line-{name}", count, csr(), by="admin")
@@ -305,7 +308,9 @@ async def test_a_tpm_that_no_root_vouches_for_is_explained_by_the_policy(service
     found = await explaining.explain(service, caught.value.instance, show_unsafe=True, by="admin")
     assert found["check"] == 2
     assert found["edit"]["toml"] == f'manufacturers = ["id:494E5443", "{MANUFACTURER}"]'
-    assert found["findings"][0]["withheld"].startswith("unsigned: ")
+    (finding,) = found["findings"]
+    assert finding["withheld"].startswith("unsigned: ")
+    assert (finding["others"], finding["edit"]["toml"]) == (None, found["edit"]["toml"])
     assert (await explaining.explain(service, caught.value.instance))["edit"] is None
 
 
@@ -341,3 +346,33 @@ async def test_an_operator_types_it_by_device_and_by_id_and_reads_both_forms(ser
     assert f'+"4" = ["{value_of(booted())}", "{value_of(ONE_MORE)}"]' in unsafe
     assert "another person" in unsafe
     assert (found["refusal"], found["check_name"]) == (instance, "what was booted")
+
+
+FILES = {"/usr/bin/agent": bytes([1]) * 32}
+
+
+async def run_with(service, device, files):
+    """An enrollment of a device whose kernel measured these files, by its IMA log."""
+    values = pcrs_after(booted(), files)
+    device.boot = LightBoot(values, log_of(booted()))
+    challenge = await enrollment.begin_enrollment(service, device.request(), source="192.0.2.1")
+    answer = replace(device.answer(challenge), ima_log=ima_log_of(pcrs_after(booted()), files))
+    named = challenge.enrollment_id
+    return await enrollment.complete_enrollment(service, named, answer, arrived=service.clock(), source="192.0.2.1")
+
+
+async def test_a_file_that_nobody_listed_is_explained_with_the_line_that_would(service, model_of):
+    listed = "\\n".join(f"{digest.hex()}  {path}" for path, digest in FILES.items())
+    ima = f'{{ files = "{listed}", boot_aggregate = "accept" }}'
+    model = await model_of("files", 1, ima=ima, pcrs='{ sha256 = { "0" = ["' + "00" * 32 + '"], "10" = [] } }')
+    device = model.devices[0]
+    await run_with(service, device, FILES)
+    with pytest.raises(ImaNotAccepted) as caught:
+        await run_with(service, device, {**FILES, "/usr/bin/new": bytes(32)})
+    found = await explaining.explain(service, caught.value.instance, show_unsafe=True, by="admin")
+    assert (found["name"], found["evidence"]) == ("ImaNotAccepted", "kept")
+    assert found["changed"]["files"] == [{"path": "/usr/bin/new", "before": None, "now": f"sha256:{'00' * 32}"}]
+    (finding,) = found["findings"]
+    assert (finding["what"], finding["others"], finding["signed"]) == ("IMA, entry 2", 0, False)
+    assert f"sha256:{'00' * 32}  /usr/bin/new" in found["edit"]["diff"]
+    assert (await explaining.explain(service, caught.value.instance))["edit"] is None
