@@ -8,7 +8,10 @@ from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPMA_NV
 from tpm2_pytss.types import TPM2B_NV_PUBLIC, TPM2B_PUBLIC, TPMS_NV_PUBLIC, TPMT_PUBLIC
 
 from provisioning import policies
+from provisioning.app.audit import log_keys
 from provisioning.app.compose import clock as system_clock
+from provisioning.app.fsck import check_installation
+from provisioning.config import load_config
 from provisioning.db import commands, enrollments, logs
 from tests.integration.agent_stack import policy_text, running_stack, wait_for
 from tests.support import makers
@@ -83,6 +86,11 @@ def test_a_device_without_ek_is_enrolled_attested_and_rotated_by_its_makers_key(
             assert kept
             assert newest.startswith(kept)
         assert stack.read(lambda tx: logs.uploads_of(tx, record.id)) == 0  # all of them are named
+        keys = log_keys(stack.directory, load_config(stack.directory))
+        report = stack.read(lambda tx: check_installation(tx, stack.service.authorities, keys, system_clock()))
+        looked_at = {check.name: check.looked_at for check in report.checks}
+        assert looked_at["every log is the one that its name says"] == 4  # one boot log
+        assert [check.faults for check in report.checks if check.faults] == []
     finally:
         device.power_off()
 
