@@ -61,6 +61,7 @@ class Bench:
             now=self.now,
             identity=IdentityStore(folder / "identity"),
             trust=SimpleNamespace(current=lambda: self.kept, refresh=self.refresh),
+            client=self.client,
         )
         self.stop = threading.Event()
         self.agent = Agent(self.device, self.stop)
@@ -82,6 +83,9 @@ class Bench:
     def refresh(self):
         self.looked_for_trust.append(self.seconds)
         raise SourceUnavailable("out of reach")
+
+    def client(self, _trust, _pair):
+        raise ServiceUnreachable("nobody answers")
 
     def dial(self):
         self.dialled.append(self.presence.pair.serial)
