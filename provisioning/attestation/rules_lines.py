@@ -94,8 +94,7 @@ def _line(rule: CommandLineMatches, text: str) -> str | None:
     first, _, behind = text.lstrip(" ").partition(" ")
     if first in STARTS:
         return behind
-    word = first.partition("\n")[0]
-    harmless = not word or word in _COMMANDS or word in rule.commands or _ASSIGNMENT.match(word) is not None
+    harmless = not first or first in _COMMANDS or first in rule.commands or _ASSIGNMENT.match(first) is not None
     return None if harmless else text
 
 
