@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lab.ekca import create_ek_ca
 from lab.swtpm import fresh_tpm
-from provisioning import endorsing, policies
+from provisioning import endorsing, inventory, policies
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.evidence import OpenChallenge
 from provisioning.attestation.identity import VERIFIED_TPM_RESIDENCY
@@ -183,6 +183,31 @@ async def test_a_device_of_a_registered_idevid_shows_both_certificates_of_its_tp
     assert (record.ek_trust, record.idevid_certificate, record.iak_certificate) == ("idevid", idevid, iak)
 
 
+async def test_another_iak_of_the_same_tpm_waits_for_an_approval_and_changes_nothing_before(maker, device, service):
+    await maker.set_policy(MAKER)
+    idevid = makers.idevid(MAKER, ec_key(number="idevid-3"), **SPAN)
+    await maker.register(idevid_certificate=idevid)
+    first, second = maker.ak(device), maker.ak(device, "second")
+    shown = {
+        ak.public: {"iak_certificate": makers.iak(MAKER, ak.public, **SPAN), "idevid_certificate": idevid}
+        for ak in (first, second)
+    }
+
+    async def enroll(ak):
+        _, challenge = await maker.begin(ak, **shown[ak.public])
+        return (await maker.complete(challenge, honest(device, ak, challenge)))[0]
+
+    assert await enroll(first) == 200
+    before = await maker.record()
+    assert await enroll(second) == 403
+    record = await maker.record()
+    assert (record.ak_public, record.iak_certificate) == (before.ak_public, before.iak_certificate)
+    await inventory.approve(service, maker.model, by="test")
+    assert await enroll(second) == 200
+    record = await maker.record()
+    assert (record.ak_public, record.iak_certificate) == (second.public, shown[second.public]["iak_certificate"])
+
+
 async def test_an_idevid_of_another_root_names_no_tpm_of_this_one(maker, device):
     """One serial by two makers is two TPMs."""
     other = root("Another Maker", **SPAN)
@@ -288,7 +313,7 @@ async def test_only_the_quote_of_that_key_over_that_challenge_is_the_devices_own
 
     def with_other_values(challenge):
         evidence = honest(device, ak, challenge)
-        lie = {"sha256": {name: b"\1" * 32 for name in evidence.pcrs["sha256"]}}
+        lie = {"sha256": dict.fromkeys(evidence.pcrs["sha256"], b"\x01" * 32)}
         return honest(device, ak, challenge, pcrs=lie)
 
     assert await refused(by_another_key) == (SignatureWrong.code, False)
