@@ -13,9 +13,11 @@ from provisioning.attestation.policy import Policy
 from provisioning.attestation.rules import SecureBootOn
 from provisioning.refusals import (
     EventRuleBroken,
+    Finding,
     ImaLogMissing,
     ImaNotAccepted,
     PcrsNotAccepted,
+    Refusal,
     TpmFirmwareRefused,
 )
 from tests.support.boot_logs import booted, quoted, replayed
@@ -172,3 +174,36 @@ def test_another_bank_is_refused_whole():
     with pytest.raises(PcrsNotAccepted) as refused:
         appraise(pcrs, replayed(GOOD, pcrs), covered("/good"), POLICY, {})
     assert refused.value.actual == "every PCR"
+
+
+def test_refusals_say_what_was_expected_and_name_what_was_wrong():
+    def refusal(policy, happened=GOOD, ima=None):
+        with pytest.raises(Refusal) as refused:
+            judge(policy, happened, ima)
+        return refused.value.expected, refused.value.actual, refused.value.findings
+
+    firmware = Finding("firmware", "at least 0x8", "0x7", TpmFirmwareRefused.cure)
+    assert refusal(replace(POLICY, min_tpm_firmware=8)) == ("at least 0x8", "0x7", (firmware,))
+    assert refusal(POLICY, HAPPENED)[:2] == ("the rules of the policy", "rule secure_boot")
+    shown = f"/evil sha256:{FILE.hex()}, no signature"
+    assert refusal(POLICY, ima=covered("/evil", "/worse"))[:2] == ("the files of the policy", shown)
+    assert refusal(replace(POLICY, pcrs=values(booted(images=(b"x",)))))[:2] == ("the values of the policy", "PCR 4")
+
+
+def test_what_is_missing_is_named():
+    pcrs, narrow = quoted(GOOD, PCRS), quoted(GOOD, (4, 10))
+    with pytest.raises(PcrsNotAccepted) as refused:
+        appraise(narrow, replayed(GOOD, narrow), covered("/good"), POLICY, {})
+    assert refused.value.findings == (
+        Finding("PCR 7", "to be quoted", "not quoted"),
+        Finding("rule secure_boot, PCR 7", "to be quoted", "not quoted"),
+    )
+    with pytest.raises(EventRuleBroken) as refused:
+        appraise(pcrs, None, covered("/good"), POLICY, {})
+    assert refused.value.findings == (Finding("rule secure_boot, PCR 7", "a boot log", "none was sent"),)
+    with pytest.raises(ImaLogMissing) as refused:
+        appraise(pcrs, replayed(GOOD, pcrs), None, POLICY, {})
+    assert refused.value.findings == (Finding("IMA", "an IMA log", "none was sent", ImaLogMissing.cure),)
+    assert (refused.value.expected, refused.value.actual) == ("an IMA log", "none was sent")
+    unjudged = replace(POLICY, pcrs=MappingProxyType({"sha256": MappingProxyType({7: frozenset(), 10: frozenset()})}))
+    assert judge(unjudged) == (Finding("PCR 4", "a value in the policy", "none"),)
