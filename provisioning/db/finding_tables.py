@@ -13,7 +13,8 @@ class Finding(SQLModel, table=True):
     """Something about one device that a person should look at; open until a person closes it."""
 
     __table_args__ = (
-        Index(*("finding_open", "device_id", "kind", "key"), unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
+        Index("finding_open", "device_id", "kind", "key", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
+        Index("finding_open_newest", "id", sqlite_where=_OPEN, postgresql_where=_OPEN),
     )
     id: int | None = Field(default=None, primary_key=True)
     device_id: str = Field(index=True)
