@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from lab.light import LightBoot, LightDevice
 from lab.light_fleet import MANUFACTURER, load_fleet, make_fleet
@@ -14,11 +14,14 @@ from provisioning import enrollment, explaining, inventory, policies
 from provisioning.attestation.explanation_edit import Add, edited
 from provisioning.db import evidence
 from provisioning.db.columns import table_of
+from provisioning.db.policies import policy as policies_table
 from provisioning.db.tables import Leaf
 from provisioning.factory import StationIdentity, add_station, register
 from provisioning.observing import KEPT
 from provisioning.refusals import (
     ActivationProofWrong,
+    AnswersAnotherChallenge,
+    BootLogDoesNotReplay,
     EkManufacturerRefused,
     ImaNotAccepted,
     NotFound,
@@ -36,7 +39,7 @@ from wire.factory import Registration, RegistrationRequest
 from wire.messages import Challenge
 
 SELECTED = (0, 4, 7)
-DEVICES = 28
+DEVICES = 36
 OTHER_IMAGE = booted(images=(b"shim", b"grub 2"))
 ONE_MORE = [*booted(), image(b"kexec")]
 
@@ -376,3 +379,52 @@ async def test_a_file_that_nobody_listed_is_explained_with_the_line_that_would(s
     assert (finding["what"], finding["others"], finding["signed"]) == ("IMA, entry 2", 0, False)
     assert f"sha256:{'00' * 32}  /usr/bin/new" in found["edit"]["diff"]
     assert (await explaining.explain(service, caught.value.instance))["edit"] is None
+
+
+async def test_of_a_log_that_does_not_replay_nothing_is_believed(service, model_of):
+    model = await model_of("mislogged", 1)
+    device = model.devices[0]
+    device.boot = LightBoot(pcrs_after(ONE_MORE), log_of(booted()))
+    with pytest.raises(BootLogDoesNotReplay) as caught:
+        await enroll(service, device)
+    found = await explaining.explain(service, caught.value.instance, show_unsafe=True, by="admin")
+    assert found["evidence"] == f"kept, and of its logs nothing is believed: {BootLogDoesNotReplay.title}"
+    assert [one["signed"] for one in found["findings"] if "signed" in one] == [False]
+    assert (found["edit"], found["policy"]["accepts_it_now"]) == (None, False)
+
+
+async def test_evidence_that_was_written_to_explains_nothing(service, model_of):
+    model = await model_of("spoiled", 1)
+    instance = await refusal_of(service, model.devices[0], ONE_MORE)
+    row = evidence.refused
+    spoil = update(row).where(row.c.refusal_id == instance).values(ak_public=model.devices[0].ak.public[:-1] + b"\0")
+    await service.ledger.write(lambda tx: tx.execute(spoil))
+    found = await explaining.explain(service, instance)
+    assert found["evidence"].startswith("cannot be verified any more: ")
+    assert (found["edit"], found["changed"]) == (None, None)
+
+
+async def test_a_refusal_of_a_model_that_has_no_policy_any_more_is_told_as_it_was(service, model_of):
+    model = await model_of("orphan", 1)
+    device = model.devices[0]
+    await enroll(service, shows(device, booted()))
+    instance = await refusal_of(service, device, ONE_MORE)
+    moved = update(policies_table).where(policies_table.c.model == "orphan").values(state="superseded")
+    await service.ledger.write(lambda tx: tx.execute(moved))
+    found = await explaining.explain(service, instance)
+    assert (found["policy"], found["edit"], found["evidence"]) == (None, None, "kept")
+    assert [one["pcr"] for one in found["changed"]["pcrs"]] == [4]
+
+
+async def test_a_replayed_quote_of_the_device_itself_is_not_kept(service, model_of):
+    """It is another challenge's: nothing says that the device shows this now."""
+    model = await model_of("replayed", 1)
+    device = shows(model.devices[0], ONE_MORE)
+    old = device.answer(await enrollment.begin_enrollment(service, device.request(), source="192.0.2.1"))
+    challenge = await enrollment.begin_enrollment(service, device.request(), source="192.0.2.1")
+    mixed = replace(device.answer(challenge), quote=old.quote)
+    with pytest.raises(AnswersAnotherChallenge) as caught:
+        await enrollment.complete_enrollment(
+            service, challenge.enrollment_id, mixed, arrived=service.clock(), source="192.0.2.1"
+        )
+    assert (await explaining.explain(service, caught.value.instance))["evidence"].startswith("not kept")
