@@ -16,7 +16,7 @@ from provisioning.db import commands, devices, enrollments, est, leaves
 from provisioning.db.devices import Record
 from provisioning.issuance.tbs import Profile
 from provisioning.journal import STRANGERS, leaf
-from provisioning.refusals import NotFound, Refusal
+from provisioning.refusals import NoPolicyForModel, NotFound, Refusal
 from provisioning.service import Service
 from wire.binding import Flow, key_id
 from wire.codec import b64url, encode, parse_json, parse_rfc3339
@@ -63,6 +63,10 @@ CHALLENGING: dict[str, Flow] = {"rotate": "rotate", "attest": "attest"}
 """The commands that carry a challenge: it is made when the command is sent, and again when it has expired."""
 SAID_ONCE = frozenset({"welcome", PROBE, "attested", "refused", "refresh-trust", "check-for-update"})
 """Done when the broker has it: the device asks again if it was lost (with a hello, or the same evidence)."""
+_Known = tuple[Record, InForce] | Refusal
+"""A device with the policy in force for it, or why it cannot be challenged."""
+_Said = tuple[bytes, dict[str, object] | None]
+"""A command's body, and the row of the challenge in it where that is new."""
 Publish = Callable[[str, bytes], bool]
 """`(topic, envelope)`. False: the broker did not take it."""
 
@@ -126,14 +130,15 @@ async def send_due(service: Service, publish: Publish) -> None:
     now = service.clock()
     at = int(now.timestamp())
     due = await service.store.read(lambda tx: commands.due(tx, at, MOST_AT_ONCE))
-    bodies = [(row, await _with_challenge(service, row, now) if row.kind in CHALLENGING else row.body) for row in due]
-    ready = [(row, body) for row, body in bodies if body is not None]
+    known = await service.store.read(lambda tx: _of_devices(tx, service, due))
+    made = [await _said(service, row, known, now) for row in due]
+    ready = [(row, said) for row, said in zip(due, made, strict=True) if said is not None]
     if not ready:
         return
-    places = await service.ledger.write(lambda tx: [_place(tx, row, body) for row, body in ready])
+    places = await service.ledger.write(lambda tx: [_place(tx, row, said) for row, said in ready])
     taken: list[Record] = []
     try:
-        for (row, body), place in zip(ready, places, strict=True):
+        for (row, (body, _)), place in zip(ready, places, strict=True):
             if place is None:
                 continue  # the device enrolled anew a moment ago: it says hello first
             topic = remedy_down if row.opened_by == Profile.QUARANTINE else down
@@ -181,7 +186,12 @@ def _sent(tx: Connection, service: Service, rows: Sequence[Record], at: int) -> 
         commands.sent(tx, row.message_id, next_try_at=at + wait)
 
 
-def _place(tx: Connection, row: Record, body: bytes) -> commands.Place | None:
+def _place(tx: Connection, row: Record, said: _Said) -> commands.Place | None:
+    """Where it stands in the session; a new challenge is written down with that, before anybody sees it."""
+    body, challenge = said
+    if challenge is not None:
+        enrollments.add(tx, challenge)
+        commands.set_body(tx, row.message_id, body)
     if row.kind == PROBE:
         stored = parse_json(body, limit=BODY_MOST)["place"]
         return commands.Place(stored["session"], stored["sequence"])
@@ -211,13 +221,15 @@ def _fields(kind: type[Message], body: bytes) -> Mapping[str, object]:
     return {name: value for name, value in stored.items() if name in own}
 
 
-async def _with_challenge(service: Service, row: Record, now: datetime) -> bytes | None:
-    """The command's body with a challenge that is still open; None where none can be made now."""
+async def _said(service: Service, row: Record, known: Mapping[str, _Known], now: datetime) -> _Said | None:
+    """What a command says: its body, with a challenge that is still open. None where none can be made now."""
+    if row.kind not in CHALLENGING:
+        return row.body, None
     stored = parse_json(row.body, limit=BODY_MOST)
     if "challenge" in stored and _is_open(stored["challenge"]["expires_at"], now):
-        return bytes(row.body)
+        return bytes(row.body), None
     try:
-        challenge, insert = await _challenge(service, CHALLENGING[row.kind], row.device_id, now)
+        challenge, insert = _challenge(service, CHALLENGING[row.kind], known[row.device_id], now)
     except Refusal as refusal:
         if refusal.problem in TRANSIENT:
             raise  # not this command's fault
@@ -225,30 +237,33 @@ async def _with_challenge(service: Service, row: Record, now: datetime) -> bytes
         await service.ledger.write(lambda tx: commands.finish(tx, row.message_id, state="failed", result=failed))
         return None
     earlier = [*stored.get("earlier", []), stored["challenge"]["enrollment_id"]] if "challenge" in stored else []
-    body = encode({"challenge": challenge, "earlier": earlier})
-
-    def write(tx: Connection) -> None:
-        enrollments.add(tx, insert)
-        commands.set_body(tx, row.message_id, body)
-
-    await service.ledger.write(write)
-    return body
+    return encode({"challenge": challenge, "earlier": earlier}), insert
 
 
-async def _challenge(service: Service, flow: Flow, device_id: str, now: datetime) -> tuple[object, dict[str, object]]:
+def _challenge(service: Service, flow: Flow, known: _Known, now: datetime) -> tuple[object, dict[str, object]]:
     """A challenge for the keys on record: who vouches is verified again, under today's policy. Raises: Refusal."""
-    device, policy = await service.store.read(lambda tx: _with_policy(tx, service, device_id))
+    if isinstance(known, Refusal):
+        raise known
+    device, policy = known
     request = endorsing.request_of(device, policy.rules.banks)
     endorsed = endorsing.endorse(service, device, request, policy.rules, now)
     row = challenge_row(service, flow, device, endorsed.ak, select_pcrs(policy.rules, policy.rules.banks), policy)
     return challenge_message(service, row, endorsed.ek), row
 
 
-def _with_policy(tx: Connection, service: Service, device_id: str) -> tuple[Record, InForce]:
+def _of_devices(tx: Connection, service: Service, due: Sequence[Record]) -> dict[str, _Known]:
+    """The devices that are to be challenged, in one read."""
+    return {row.device_id: _with_policy(tx, service, row.device_id) for row in due if row.kind in CHALLENGING}
+
+
+def _with_policy(tx: Connection, service: Service, device_id: str) -> _Known:
     device = devices.by_id(tx, device_id)
     if device is None or device.state != "active" or device.ak_public is None:
-        raise NotFound(expected="an active device", actual=device_id)
-    return device, policy_for(tx, service, device.model, device.group)
+        return NotFound(expected="an active device", actual=device_id)
+    try:
+        return device, policy_for(tx, service, device.model, device.group)
+    except NoPolicyForModel as refusal:
+        return refusal
 
 
 def _is_open(expires_at: str, now: datetime) -> bool:

@@ -30,8 +30,37 @@ _DUE = (
     .join(session, session.c.device_id == command.c.device_id)
     .outerjoin(certificate, certificate.c.serial == session.c.certificate_serial)
     .where(command.c.state == "pending", command.c.next_try_at <= bindparam("now"))
-    .order_by(command.c.next_try_at, command.c.message_id)
+    .order_by(command.c.next_try_at)  # as the index has them: of ten thousand that are due at once only these are read
     .limit(bindparam("most"))
+)
+_DUE_PREPARED = PreparedSelect(_DUE)
+_GET = PreparedSelect(select(command).where(command.c.message_id == bindparam("id")))
+_MINE = session.c.device_id == bindparam("device")
+_NEXT = Prepared(update(session).where(_MINE).values(down_sequence=session.c.down_sequence + 1))
+_PLACE = PreparedSelect(select(session.c.session, session.c.down_sequence).where(_MINE))
+_SET_BODY = Prepared(update(command).where(command.c.message_id == bindparam("id")).values(body=bindparam("new_body")))
+_SENT = Prepared(
+    update(command)
+    .where(command.c.message_id == bindparam("id"))
+    .values(tries=command.c.tries + 1, next_try_at=bindparam("next"))
+)
+_ENDED: dict[str, Any] = {"state": bindparam("to"), "result": bindparam("why")}
+_FINISH = Prepared(
+    update(command).where(command.c.message_id == bindparam("id"), command.c.state == "pending").values(**_ENDED)
+)
+_FINISH_OF = Prepared(
+    update(command)
+    .where(
+        command.c.message_id == bindparam("id"),
+        command.c.state == "pending",
+        command.c.device_id == bindparam("device"),
+    )
+    .values(**_ENDED)
+)
+_ACCEPT = Prepared(
+    update(session)
+    .where(_MINE, session.c.session == bindparam("of_session"), session.c.up_sequence < bindparam("new"))
+    .values(up_sequence=bindparam("new"))
 )
 
 
@@ -50,7 +79,7 @@ def add(tx: Connection, row: dict[str, Any]) -> None:
 
 def get(tx: Connection, message_id: str) -> Record | None:
     """The command of that message id."""
-    return tx.execute(select(command).where(command.c.message_id == message_id)).first()
+    return cast("Record | None", _GET.first(tx, {"id": message_id}))
 
 
 def due(tx: Connection, now: int, most: int) -> list[Record]:
@@ -58,35 +87,32 @@ def due(tx: Connection, now: int, most: int) -> list[Record]:
 
     `opened_by`: the kind of the certificate that the session was opened with.
     """
-    return list(tx.execute(_DUE, {"now": now, "most": most}))
+    return _DUE_PREPARED.all(tx, {"now": now, "most": most})
 
 
 def next_sequence(tx: Connection, device_id: str) -> Place | None:
     """The next place of what goes down to a device; None where it has no session (any more)."""
-    mine = session.c.device_id == device_id
-    tx.execute(update(session).where(mine).values(down_sequence=session.c.down_sequence + 1))
-    row = tx.execute(select(session.c.session, session.c.down_sequence).where(mine)).first()
+    _NEXT(tx, {"device": device_id})
+    row = _PLACE.first(tx, {"device": device_id})
     return None if row is None else Place(row.session, row.down_sequence)
 
 
 def set_body(tx: Connection, message_id: str, body: bytes) -> None:
     """Replace what a pending command says (a challenge that expired)."""
-    tx.execute(update(command).where(command.c.message_id == message_id).values(body=body))
+    _SET_BODY(tx, {"id": message_id, "new_body": body})
 
 
 def sent(tx: Connection, message_id: str, *, next_try_at: int) -> None:
     """Count a try; the command stays pending until it is done."""
-    one = update(command).where(command.c.message_id == message_id)
-    tx.execute(one.values(tries=command.c.tries + 1, next_try_at=next_try_at))
+    _SENT(tx, {"id": message_id, "next": next_try_at})
 
 
 def finish(
     tx: Connection, message_id: str, *, state: str, result: str | None = None, device_id: str | None = None
 ) -> bool:
     """End a pending command. False where it had ended already, or is not that device's."""
-    mine = [command.c.message_id == message_id, command.c.state == "pending"]
-    mine += [] if device_id is None else [command.c.device_id == device_id]
-    return tx.execute(update(command).where(*mine).values(state=state, result=result)).rowcount == 1
+    row = {"id": message_id, "to": state, "why": result, "device": device_id}
+    return (_FINISH if device_id is None else _FINISH_OF)(tx, row) == 1
 
 
 def finish_answered(tx: Connection, message_id: str) -> bool:
@@ -145,8 +171,7 @@ def forget_session(tx: Connection, device_id: str) -> None:
 
 def accept_sequence(tx: Connection, device_id: str, of_session: str, sequence: int) -> bool:
     """Take an up message's sequence. False where it is of another session or not higher than the last one."""
-    mine = (session.c.device_id == device_id, session.c.session == of_session, session.c.up_sequence < sequence)
-    return tx.execute(update(session).where(*mine).values(up_sequence=sequence)).rowcount == 1
+    return _ACCEPT(tx, {"device": device_id, "of_session": of_session, "new": sequence}) == 1
 
 
 def put_release(tx: Connection, row: dict[str, Any]) -> None:
