@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 _BARE = re.compile(r"[A-Za-z_-][A-Za-z0-9_-]*")
 _ESCAPED = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -10,7 +11,7 @@ _ESCAPED = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 @dataclass(frozen=True, slots=True)
 class Remarked:
-    """One value of a list, with a remark for whoever reads the file."""
+    """One value of a list, with a remark for whoever reads the file. In such a list all are."""
 
     value: str
     remark: str
@@ -38,8 +39,8 @@ def _table(lines: list[str], path: tuple[str, ...], table: Mapping[str, object])
         inner = (*path, name)
         if isinstance(value, Mapping):
             _table(lines, inner, value)
-        elif isinstance(value, Sequence):
-            for item in value:
+        else:
+            for item in cast("list[Mapping[str, object]]", value):
                 lines.extend(["", f"[[{_path(inner)}]]"])
                 lines.extend(f"{_key(key)} = {_value(one)}" for key, one in item.items())
 
@@ -76,15 +77,11 @@ def _value(value: object) -> str:
 
 
 def _list(values: Sequence[object]) -> str:
-    if not any(isinstance(value, Remarked) for value in values):
+    remarked = [value for value in values if isinstance(value, Remarked)]
+    if not remarked:
         return "[" + ", ".join(map(_value, values)) + "]"
-    return "\n".join(["[", *map(_item, values), "]"])
-
-
-def _item(value: object) -> str:
-    if isinstance(value, Remarked):
-        return f"  {_string(value.value)},  # {_remark(value.remark)}"
-    return f"  {_value(value)},"
+    lines = [f"  {_string(value.value)},  # {_remark(value.remark)}" for value in remarked]
+    return "\n".join(["[", *lines, "]"])
 
 
 def _text(text: str) -> str:

@@ -231,6 +231,48 @@ async def test_what_devices_were_refused_for_is_accepted_by_two_persons_only(ser
     assert (await policies.set_policy(service, now["toml"], by="ada"))["state"] == "active"
 
 
+async def test_what_a_mode_let_pass_is_accepted_by_two_persons_only(service, lived):
+    now = (await policies.show_policy(service, Named("light")))["toml"]
+    monitored = 'mode = "monitor"\n' + now
+    draft = await policies.propose_policy(service, monitored, by="ada")
+    await policies.promote_policy(service, "light", draft["version"], by="bob")
+    device = lived[1]
+    device.boot = boot("4")
+    await enroll(service, device)
+    with pytest.raises(SecondPersonRequired) as caught:
+        await policies.set_policy(service, accepting(monitored, "4"), by="ada")
+    assert [finding.what for finding in caught.value.findings] == ["device light-00001"]
+    assert "attestation" in caught.value.findings[0].actual
+    assert (await policies.set_policy(service, monitored + "# a remark\n", by="ada"))["state"] == "active"
+    # Who looks for longer than a request may take is told so, and needs a second person.
+    rejudging_seconds, rejudging.COMPARED_SECONDS = rejudging.COMPARED_SECONDS, 0.0
+    try:
+        with pytest.raises(SecondPersonRequired):
+            await policies.set_policy(service, monitored + "# another\n", by="ada")
+    finally:
+        rejudging.COMPARED_SECONDS = rejudging_seconds
+    device.boot = boot("1")
+    await enroll(service, device)
+    again = await policies.propose_policy(service, now, by="ada")
+    await policies.promote_policy(service, "light", again["version"], by="bob")
+
+
+async def test_another_policy_since_is_not_overwritten_unseen(service, text, monkeypatch):
+    other = text.replace('"light"', '"raced"')
+    await policies.set_policy(service, other, by="ada")
+    look = rejudging.accepts_what_was_refused
+
+    async def meanwhile(*given):
+        monkeypatch.setattr(rejudging, "accepts_what_was_refused", look)
+        await policies.set_policy(service, other + "# bob was here\n", by="bob")
+        return await look(*given)
+
+    monkeypatch.setattr(rejudging, "accepts_what_was_refused", meanwhile)
+    with pytest.raises(StateConflict):
+        await policies.set_policy(service, other + "# ada\n", by="ada")
+    assert (await policies.show_policy(service, Named("raced")))["by"] == "bob"
+
+
 # --- stored evidence ----------------------------------------------------------------------------------------------
 
 
@@ -386,6 +428,8 @@ async def test_lines_that_a_text_changes_are_told(service, text):
     assert f'+"8" = ["{"5" * 64}"]' in told["lines"]
     assert any(line.startswith('-"8" = [') for line in told["lines"])
     assert not (await policies.compare(service, Named("light"), now["version"], None))["changed"]
+    with pytest.raises(NotFound):
+        await policies.compare(service, Named("empty"), None, None)
     draft = await policies.propose_policy(service, now["toml"] + "# more\n", by="ada")
     told = await policies.compare(service, Named("light"), None, None)
     assert (told["to"], [line for line in told["lines"] if line.startswith("+")][-1]) == (draft["version"], "+# more")

@@ -6,10 +6,16 @@ import tomllib
 from dataclasses import replace
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.attestation import learning
+from provisioning.attestation.ima import CoveredIma, parse_ima_log
 from provisioning.attestation.ima_fields import Fields
 from provisioning.attestation.learning import Lessons, learned
 from provisioning.attestation.policy import parse_policy
@@ -17,7 +23,7 @@ from provisioning.attestation.policy_toml import Remarked, to_toml
 from provisioning.attestation.rejudging import judge_again, verify_shown
 from provisioning.refusals import PolicyMalformed
 from tests.support.boot_logs import booted, entry
-from tests.support.shown import pcrs_after, stored
+from tests.support.shown import ima_log_of, pcrs_after, signed_entry, stored
 
 PCRS = tuple(range(11))
 AGENT = {"/usr/bin/agent": hashlib.sha256(b"agent").digest()}
@@ -169,6 +175,42 @@ def test_what_no_line_can_say_is_left_out_and_named():
     assert head.startswith("# Not listed, for no line can say them: ")
     assert "/bin/end" in head
     assert "relative/path" in head
+
+
+def covered_by(log):
+    return CoveredIma(parse_ima_log(log).entries, "template")
+
+
+def lines_of(text, log):
+    """The files that one log teaches."""
+    found = Lessons(parse_policy(text))
+    return list(found._lines(covered_by(log))), found.left_out
+
+
+def test_what_a_key_of_the_policy_signed_needs_no_line():
+    key, digest = ec.generate_private_key(ec.SECP256R1()), AGENT["/usr/bin/agent"]
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    made = key.sign(digest, ec.ECDSA(Prehashed(SHA256())))
+    named = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest[-4:]
+    header = b"\x03\x02\x04" + named + len(made).to_bytes(2, "big")
+    log = ima_log_of(pcrs_after(booted()), {}) + signed_entry("/usr/bin/agent", digest, header + made)
+    keys = f'[ima]\nkeys = ["""{public}"""]\n'
+    assert lines_of(text_of(more=keys), log) == ([], set())
+    forged = ima_log_of(pcrs_after(booted()), {}) + signed_entry("/usr/bin/agent", bytes(32), header + made)
+    assert lines_of(text_of(more=keys), forged)[0] == [f"sha256:{'0' * 64}  /usr/bin/agent"]
+    assert len(lines_of(MEASURED, log)[0]) == 1
+
+
+def test_what_says_nothing_of_a_file_teaches_none():
+    before = ima_log_of(pcrs_after(booted()), {})
+    log = bytearray(ima_log_of(pcrs_after(booted()), AGENT))
+    log[len(before) + 4 : len(before) + 24] = bytes(20)  # a violation
+    assert lines_of(MEASURED, bytes(log)) == ([], set())
+    other = bytearray(ima_log_of(pcrs_after(booted()), AGENT))
+    other[len(before)] = 11  # of another PCR
+    assert lines_of(MEASURED, bytes(other)) == ([], set())
+    unknown = ima_log_of(pcrs_after(booted()), AGENT).replace(b"ima-ng", b"my-own")
+    assert lines_of(MEASURED, unknown)[1] == {"entry 0", "entry 1"}
 
 
 def test_files_are_not_learned_where_no_log_is_asked_for():

@@ -151,6 +151,11 @@ def test_files_are_judged_and_need_the_log():
     assert names(judge_again(evidence(files=more), policy(values=values, more=LISTED), {})) == [ImaNotAccepted]
 
 
+def test_a_log_that_may_be_missing_is_not_missed():
+    judged = policy(ima_log='"optional"')
+    assert judge_again(replace(evidence(), ima_log=None), judged, {}).outcome == "pass"
+
+
 def test_an_ima_log_is_replayed_again():
     judged, shown = policy(more=LISTED), evidence()
     assert names(judge_again(replace(shown, ima_log=shown.ima_log[:-1]), judged, {})) == [ImaLogMalformed]
