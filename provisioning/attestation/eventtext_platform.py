@@ -130,7 +130,7 @@ def gpt(data: bytes) -> Told:
     if header.take(8) != _GPT_SIGNATURE:
         raise MalformedData("no GPT signature")
     header.take(48)
-    disk = header.guid("disk GUID")
+    disk = header.guid()
     _, _, entry_bytes = header.unpack("QII")
     count = cursor.u64("number of partitions")
     if count > _PARTITIONS_MOST or entry_bytes < _GPT_ENTRY_BYTES:

@@ -96,11 +96,11 @@ class Cursor:
         """A GUID as text, its first three parts little-endian (UEFI 2.10, appendix A)."""
         return str(UUID(bytes_le=self.take(16, what)))
 
-    def ucs2z(self, what: str = "string") -> str:
+    def ucs2z(self) -> str:
         """A UCS-2 string up to its NUL, which is read too; without one, up to the end."""
         characters = []
         while self.left > 1:
-            character = self.take(2, what)
+            character = self.take(2)
             if character == b"\0\0":
                 break
             characters.append(character)

@@ -120,7 +120,7 @@ def _boot_option(value: bytes) -> Told:
     cursor = Cursor(value)
     attributes = cursor.u32("boot option")
     length = cursor.u16("boot option")
-    description = cursor.ucs2z("boot option's description")
+    description = cursor.ucs2z()
     path = cursor.take(length, "boot option's path")
     optional = cursor.rest()
     shown: Details = {"description": description, "active": bool(attributes & _ACTIVE)}

@@ -123,7 +123,7 @@ def _serialised(data: bytes) -> tuple[int, tuple[int, ...], list[bytes]]:
     lists_at = 4 + _SELECTIONS * _SELECTION.size
     list_bytes = 4 + _DIGESTS * _SLOT.size
     count = int.from_bytes(data[lists_at : lists_at + 4], "little")
-    if len(data) < lists_at + 4 or len(data) != lists_at + 4 + count * list_bytes:
+    if len(data) != lists_at + 4 + count * list_bytes:
         raise PcrValuesNotQuoted(expected="a file of tpm2_quote -o, or the bare values", actual=f"{len(data)} bytes")
     selections = int.from_bytes(data[:4], "little")
     if selections != 1:

@@ -787,18 +787,3 @@ def test_cut_measurements_of_a_device_say_which_field_is_missing():
 
     measurements = struct.pack("<HBBI", 0x12, 1, 0, 2) + struct.pack("<BBH", 5, 1, 2) + b"\xaa\xbb"
     assert missing(of_sub, measurements) == [("measurements", 8), ("measurement block", 4), ("measurement", 2)]
-
-
-def test_a_string_that_is_cut_may_be_named():
-    taken = []
-
-    class Watched(Cursor):
-        __slots__ = ()
-
-        def take(self, size, what="data"):
-            taken.append(what)
-            return super().take(size, what)
-
-    Watched(ucs2("a\0")).ucs2z()
-    Watched(ucs2("a")).ucs2z("the name")
-    assert taken == ["string", "string", "the name"]
