@@ -109,10 +109,6 @@ async def promote_policy(service: Service, model: str, version: int, *, by: str)
         if row.created_by == by:
             raise SecondPersonRequired(expected=f"another operator than {by}, who proposed it", actual=by)
         before = policies.own(tx, model, row.group)
-        if before is not None and before.version > version:
-            raise StateConflict(
-                expected=f"a draft that is newer than version {before.version}, which is in force", actual=version
-            )
         policies.put_into_force(tx, row, now=at, by=by)
         leaves.add(tx, entry)
         known = None if before is None else before.version
