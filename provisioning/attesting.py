@@ -117,7 +117,7 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
             "evidence": outcome.evidence,
             "boot_log_sha256": keep_log(tx, device_id, outcome.logs.boot, at),
             "ima_log_sha256": keep_ima_log(tx, device_id, outcome.logs.ima, at),
-            "findings": findings_json(outcome.findings),
+            "findings": _all_findings(answered, outcome),
         },
     )
     enrollments.passed(tx, answered.challenge.enrollment_id, outcome.answer)
@@ -214,6 +214,12 @@ def findings_json(findings: tuple[Finding, ...]) -> str:
             for f in findings
         ]
     )
+
+
+def _all_findings(answered: Answered, outcome: Outcome) -> str:
+    """Those of the certificates that vouch for the TPM, then those of what it showed."""
+    shown = findings_json(outcome.findings)
+    return shown if answered.findings is None else json.dumps([*json.loads(answered.findings), *json.loads(shown)])
 
 
 def grace(service: Service, now: datetime) -> int:

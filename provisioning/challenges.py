@@ -53,6 +53,8 @@ class Answered:
     """The stored answer, where this very evidence was accepted before."""
     claims: Mapping[str, str]
     """What the request said of itself that the record does not: of use once the activation proof was right."""
+    findings: str | None = None
+    """What should be known of the certificates that vouch for the TPM: JSON, as it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ def look(
         release_values=release_values(devices.releases_of(tx, device.id), rules) if rules.release_pcrs else {},
         answer=row.answer,
         claims={} if row.claims is None else json.loads(row.claims),
+        findings=row.findings,
     )
 
 

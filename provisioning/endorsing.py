@@ -20,7 +20,7 @@ from provisioning.attestation.identity import verify_identity, verify_idevid
 from provisioning.attestation.policy import Policy
 from provisioning.db import devices, enrollments
 from provisioning.db.devices import Record
-from provisioning.refusals import EkNotRegistered, IdentityCertificateUnfit, RequestMalformed
+from provisioning.refusals import EkNotRegistered, Finding, IdentityCertificateUnfit, RequestMalformed
 from provisioning.service import Service
 from wire.codec import b64url, unb64url
 from wire.messages import EnrollmentRequest
@@ -44,6 +44,7 @@ class Endorsed:
 
     ek: TrustedEk | None
     ak: AttestationKey
+    findings: tuple[Finding, ...]
 
 
 def named_by(request: EnrollmentRequest) -> Named:
@@ -78,16 +79,17 @@ def endorse(service: Service, device: Record, request: EnrollmentRequest, policy
     if device.identity_id is None:
         registered = RegisteredEk(device.ek_id, device.ek_trust, device.ek_certificate)
         ek = verify_endorsement(request, policy, now, registered, store)
-        return Endorsed(ek, verify_attestation_key(request.ak_public))
+        return Endorsed(ek, verify_attestation_key(request.ak_public), ek.findings)
     if request.iak_certificate is None:
         raise EkNotRegistered(expected="an IAK certificate", actual="an EK")
     chain = request.iak_intermediates
     known = verify_identity(request.ak_public, request.iak_certificate, chain, policy, now, store)
+    findings = known.findings
     if device.ek_trust == "idevid":
         if request.idevid_certificate is None:
             raise IdentityCertificateUnfit(expected="the registered IDevID certificate too", actual="none")
-        verify_idevid(request.idevid_certificate, chain, known, policy, now, store)
-    return Endorsed(None, known.ak)
+        findings += verify_idevid(request.idevid_certificate, chain, known, policy, now, store)
+    return Endorsed(None, known.ak, tuple(dict.fromkeys(findings)))
 
 
 def ek_columns(request: EnrollmentRequest, device: Record) -> dict[str, Any]:

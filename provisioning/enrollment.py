@@ -66,6 +66,7 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
         claims = _claims(request, device)
         row["claims"] = json.dumps(claims) if claims else None
         row["identity"] = endorsing.identity_text(request)
+        row["findings"] = attesting.findings_json(endorsed.findings) if endorsed.findings else None
         challenge = challenges.challenge_message(service, row, endorsed.ek)
     except Refusal as refusal:
         where = Refused("enroll", source, known.id if known else None, request.serial)

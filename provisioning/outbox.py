@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from provisioning import endorsing, logs
 from provisioning.attestation.appraisal import select_pcrs
-from provisioning.attesting import TRANSIENT
+from provisioning.attesting import TRANSIENT, findings_json
 from provisioning.authorities import COMMAND
 from provisioning.challenges import InForce, challenge_message, challenge_row, policy_for
 from provisioning.db import commands, devices, enrollments, est, leaves
@@ -248,6 +248,7 @@ def _challenge(service: Service, flow: Flow, known: _Known, now: datetime) -> tu
     request = endorsing.request_of(device, policy.rules.banks)
     endorsed = endorsing.endorse(service, device, request, policy.rules, now)
     row = challenge_row(service, flow, device, endorsed.ak, select_pcrs(policy.rules, policy.rules.banks), policy)
+    row["findings"] = findings_json(endorsed.findings) if endorsed.findings else None
     return challenge_message(service, row, endorsed.ek), row
 
 

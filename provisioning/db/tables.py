@@ -128,6 +128,8 @@ class Enrollment(SQLModel, table=True):
     """What shows that an answer is the device's own: the opened `credential`, or the `quote` of a certified AK."""
     identity: str | None = text()
     """The certificates of that AK, for the record if the evidence passes: nobody proved anything yet."""
+    findings: str | None = text()
+    """What should be known of the certificates that vouch for the TPM, although they pass."""
     ak_public: bytes = blob(nullable=False)
     ak_name: bytes = blob(nullable=False)
     nonce: bytes = blob(nullable=False)

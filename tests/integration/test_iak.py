@@ -1,5 +1,6 @@
 """Enrollment by a device maker's certificate for the AK, over HTTPS with a software TPM: who passes, who does not."""
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -206,6 +207,19 @@ async def test_another_iak_of_the_same_tpm_waits_for_an_approval_and_changes_not
     assert await enroll(second) == 200
     record = await maker.record()
     assert (record.ak_public, record.iak_certificate) == (second.public, shown[second.public]["iak_certificate"])
+
+
+async def test_what_should_be_known_of_the_certificates_stands_with_the_evidence(maker, device, service):
+    await maker.set_policy(MAKER)
+    over = MAKER.intermediate("Device Maker CA 1", begin=NOW - timedelta(days=9), end=NOW - timedelta(hours=1))
+    ak = maker.ak(device)
+    certificate = makers.iak(over, ak.public, **SPAN)
+    _, device_id = await maker.register(iak_certificate=certificate)
+    _, challenge = await maker.begin(ak, iak_certificate=certificate, iak_intermediates=(over.der,))
+    assert (await maker.complete(challenge, honest(device, ak, challenge)))[0] == 200
+    (row,) = await service.store.read(lambda tx: enrollments.attestations_of(tx, device_id, 1))
+    (finding,) = json.loads(row.findings)
+    assert (finding["what"], "Device Maker CA 1 expired" in finding["actual"]) == ("device maker's CA", True)
 
 
 async def test_an_idevid_of_another_root_names_no_tpm_of_this_one(maker, device):

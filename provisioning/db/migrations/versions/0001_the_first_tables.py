@@ -249,6 +249,7 @@ def upgrade() -> None:
         sa.Column("ek_id", sa.String(), nullable=False),
         sa.Column("proof", sa.String(), nullable=False),
         sa.Column("identity", sa.Text(), nullable=True),
+        sa.Column("findings", sa.Text(), nullable=True),
         sa.Column("ak_public", sa.LargeBinary(), nullable=False),
         sa.Column("ak_name", sa.LargeBinary(), nullable=False),
         sa.Column("nonce", sa.LargeBinary(), nullable=False),
