@@ -9,6 +9,7 @@ import pytest
 from provisioning.attestation.appraisal import appraise, select_pcrs, softened
 from provisioning.attestation.eventlog import parse_event_log
 from provisioning.attestation.evidence import verify_activation, verify_evidence, verify_platform
+from provisioning.attestation.ima_policy import ImaPolicy
 from provisioning.attestation.policy import ExpectedEvent, parse_policy
 from provisioning.attestation.policy_roots import anchors, missing
 from provisioning.attestation.quote import TpmState, VerifiedPcrs
@@ -22,6 +23,10 @@ from provisioning.refusals import (
     DeviceKeyNotCertified,
     DeviceKeyReused,
     Finding,
+    ImaLogDoesNotReplay,
+    ImaLogMalformed,
+    ImaLogMissing,
+    ImaNotAccepted,
     OnlySha1Banks,
     PcrsNotAccepted,
     PolicyMalformed,
@@ -30,8 +35,9 @@ from provisioning.refusals import (
 )
 from tests.support.ek_certificates import pem, root, rsa_key
 from tests.unit.attestation import test_evidence as line
+from tests.unit.attestation.test_ima import ALL, LOG, entry, kernel
 from wire.binding import binding
-from wire.messages import PlatformEvidence
+from wire.messages import PcrSelection, PlatformEvidence
 
 
 def both_sides(refusal, call, *arguments, **given):
@@ -366,3 +372,69 @@ def test_what_is_no_root_says_why():
     assert why(text(rooted(), rooted(more=lists, name="identity_roots"))) == "identity_roots[0].crls holds no PEM CRL"
     blank = parse_policy(text(rooted(more='crls = " "\n')))
     assert blank.crls == ()
+
+
+# --- the IMA log on both roads ------------------------------------------------------------------------------------
+
+IMA_BOOT = line.LightBoot({**line.BOOT.pcrs, 10: kernel(ALL)}, line.BOOT.log)
+BAD_FILES = replace(line.POLICY, pcrs=MappingProxyType({"sha256": MappingProxyType({10: frozenset()})}))
+BAD_FILES = replace(
+    BAD_FILES,
+    ima_log="required",
+    release_pcrs=frozenset(),
+    ima=ImaPolicy(MappingProxyType({}), boot_aggregate="accept"),
+)
+
+
+def roads(rule, *, digest=None, log=LOG, pcrs=(10,), policy=BAD_FILES):
+    """Evidence and platform evidence under one rule: what each line makes of the log."""
+    device = line.LightDevice("ima", rsa_key(), b"", IMA_BOOT)
+    selection = PcrSelection("sha256", pcrs)
+    stored = line.challenge_for(device, ima_log=rule, pcr_selection=selection)
+    evidence = replace(device.answer(line.sent(stored), stored.flow), ima_log_sha256=digest)
+    activated = verify_activation(evidence.activation_proof, evidence.csr, stored)
+    stored = line.challenge_for(device, ima_log=rule, pcr_selection=selection, flow="attest")
+    platform = replace(device.attest(line.sent(stored)), ima_log_sha256=digest)
+    opened = verify_activation(platform.activation_proof, b"", stored)
+    given = {"ima_log": log}
+    return (
+        lambda: verify_evidence(evidence, None, activated, policy, None, {}, **given),
+        lambda: verify_platform(platform, None, opened, policy, None, {}, **given),
+    )
+
+
+def test_a_log_that_replays_reaches_the_appraisal():
+    for road in roads("required"):
+        with pytest.raises(ImaNotAccepted) as refused:
+            road()
+        assert len(refused.value.findings) == len(ALL)
+    for road in roads("optional", digest=hashlib.sha256(LOG).digest()):
+        with pytest.raises(ImaNotAccepted):
+            road()
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "refusal", "told"),
+    [
+        ("required", {"log": None}, ImaLogMissing, ("an IMA log", "none")),
+        (
+            "optional",
+            {"digest": b"\1" * 32},
+            ImaLogMalformed,
+            ("01" * 32, hashlib.sha256(LOG).hexdigest()),
+        ),
+        ("optional", {"pcrs": (0,)}, ImaLogDoesNotReplay, ("PCR 10 in the quote", "another selection")),
+        ("required", {"log": LOG[:-1]}, ImaLogMalformed, None),
+        ("required", {"log": entry(data=b"another")}, ImaLogDoesNotReplay, None),
+    ],
+)
+def test_a_log_that_does_not_count_says_why(rule, given, refusal, told):
+    for road in roads(rule, **given):
+        assert both_sides(refusal, road) == (told or both_sides(refusal, road))
+
+
+def test_a_log_that_nobody_asked_for_is_not_looked_at():
+    """It may be anything: the policy that needs one says that none was there."""
+    for rule, log in (("none", b"junk"), ("none", LOG), ("optional", None)):
+        for road in roads(rule, log=log):
+            assert both_sides(ImaLogMissing, road) == ("an IMA log", "none was sent")
