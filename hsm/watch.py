@@ -6,11 +6,10 @@ gives up, which only ending the process does.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 _since: dict[int, float] = {}
-_LOOK_SECONDS = 0.25
 
 
 def enter() -> None:
@@ -47,14 +46,3 @@ def longest_seconds() -> float:
     """How long the oldest call has been in a module; 0 where none is."""
     begun = list(_since.values())  # one step of the interpreter: no other thread comes between
     return time.monotonic() - min(begun) if begun else 0.0
-
-
-def give_up_after(seconds: float, give_up: Callable[[], object]) -> None:
-    """From now on, call `give_up` once, from a thread of its own, when a call takes longer than that."""
-
-    def look() -> None:
-        while longest_seconds() <= seconds:
-            time.sleep(_LOOK_SECONDS)
-        give_up()
-
-    threading.Thread(target=look, name="hsm watch", daemon=True).start()
