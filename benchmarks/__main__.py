@@ -18,6 +18,7 @@ SUITES = (
     ("benchmarks.enrollment", "keep_alive", ("attested_enrollment",)),
     ("benchmarks.enrollment", "new_tls", ("attested_enrollment_new_tls",)),
     ("benchmarks.agent", "resident", ("agent_resident",)),
+    ("benchmarks.reattestation", "figures", ("reattest_10k",)),
     ("benchmarks.revocation", "answers", ("ocsp", "ocsp_cpu")),
     ("benchmarks.revocation", "long_crl", ("crl_100k", "crl_100k_cpu", "crl_100k_memory")),
     (

@@ -59,6 +59,9 @@ KINDS: dict[str, type[Message]] = {
     "refresh-trust": RefreshTrust,
     "check-for-update": CheckForUpdate,
 }
+OWN_FIELDS = {
+    kind: frozenset(f.name for f in fields(kind)) - {f.name for f in fields(Message)} for kind in KINDS.values()
+}
 CHALLENGING: dict[str, Flow] = {"rotate": "rotate", "attest": "attest"}
 """The commands that carry a challenge: it is made when the command is sent, and again when it has expired."""
 SAID_ONCE = frozenset({"welcome", PROBE, "attested", "refused", "refresh-trust", "check-for-update"})
@@ -216,8 +219,7 @@ async def _sealed(service: Service, row: Record, body: bytes, place: commands.Pl
 
 
 def _fields(kind: type[Message], body: bytes) -> Mapping[str, object]:
-    own = {f.name for f in fields(kind)} - {f.name for f in fields(Message)}
-    stored = parse_json(body, limit=BODY_MOST)
+    own, stored = OWN_FIELDS[kind], parse_json(body, limit=BODY_MOST)
     return {name: value for name, value in stored.items() if name in own}
 
 
