@@ -298,3 +298,23 @@ def test_findings_of_a_whole_ima_log():
     assert told_by_ima(ima.measured(*[ima.EVIL_ENTRY] * 40))[-1] == Finding(
         "IMA", "no more", "more than are named here"
     )
+
+
+def test_as_many_findings_as_are_named_are_all_named():
+    evil = [("ima-ng", ima.data_of(f"/evil/{number}")) for number in range(ima.FINDINGS_MOST)]
+    assert [one.what for one in told_by_ima(ima.measured(*evil))] == [f"IMA, entry {n + 1}" for n in range(len(evil))]
+    lines = [entry(8, 13, b"x", b"y")] * 15
+    found = findings(COMMAND_LINE, boot(lines=tuple(lines)))
+    assert len(found) == 16
+    assert found[-1].actual == "none was measured"
+
+
+def test_a_signature_that_cannot_be_read_says_why():
+    (found,) = told_by_ima(ima.by_signature(b"\3"), ima.by_keys(ima.EC_KEY))
+    assert found.actual == f"/opt/app sha256:{ima.SHELL.hex()}, a signature of 1 bytes"
+
+
+def test_an_aggregate_that_nothing_can_be_held_against_says_what_is_not_quoted():
+    pcrs = ima.VerifiedPcrs("sha256", ima.MappingProxyType({10: bytes(32)}), ima.TPM)
+    (found,) = ima.judge_ima(ima.measured(ima.SHELL_ENTRY), ima.LISTED, pcrs)
+    assert found.expected == "quoted PCRs 0 to 9"
