@@ -4,7 +4,7 @@ A log's digests are the TPM's word once it replays; its types and labels are not
 extend a PCR further, but never take back what the firmware extended. So an event counts as signed only where all of
 this holds, and as unsigned otherwise:
 
-- Secure Boot was on: the first thing that PCR 7 measured is the variable SecureBoot, and it was 1;
+- Secure Boot was on, by the rule `secure_boot` (`rules_judge`), and shim's own verification was not switched off;
 - a certificate vouched for an image, and PCR 7 is quoted and as the policy wants it: it says who may sign;
 - the event is of PCR 4, which measures the images that the firmware started, and stands in the place of another one:
   an event more, at the end, may be the work of whoever ran by then.
@@ -12,7 +12,6 @@ this holds, and as unsigned otherwise:
 Not proven: which certificate vouched for which image, and that the firmware is honest (pin PCR 0).
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +21,13 @@ from provisioning.attestation.eventtext_reading import MalformedData
 from provisioning.attestation.eventtext_signatures import X509, signature_data
 from provisioning.attestation.eventtext_variables import parts
 from provisioning.attestation.explanation_diff import EventChange
+from provisioning.attestation.rules import SecureBootOn
+from provisioning.attestation.rules_judge import judge_rules
 
 IMAGES_PCR = 4
 AUTHORITIES_PCR = 7
-_ON = b"\x01"
+_VOUCHING = frozenset({"db", "Shim", "vendor_db", "vendor_cert"})
+"""The firmware's list, and what is built into shim; not MokList, into which a machine's owner writes any key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,37 +66,17 @@ def judge_events(log: EventLog | None, bank: str, changes: Sequence[EventChange]
 def _unverified(log: EventLog, bank: str) -> str | None:
     """Why the log does not show that the firmware verified signatures; None where it does."""
     events = [event for event in log.events if event.pcr == AUTHORITIES_PCR and event.event_type != EV_NO_ACTION]
-    if not events or not _is_switch_on(events[0], bank):
-        return "the log does not show that Secure Boot was on"
-    if not any(_is_certificate(event, bank) for event in events[1:]):
+    if judge_rules((SecureBootOn(),), log, bank):
+        return "the log does not show that Secure Boot was on, and stayed on"
+    if not any(_is_certificate(event, bank) for event in events):
         return "no certificate vouched for an image"
     return None
 
 
-def _measured(event: Event, bank: str) -> bytes | None:
-    """The data, where the digest is over all of it."""
-    over = hashlib.new(bank, event.data).digest() == event.digests.get(bank)
-    return event.data if over else None
-
-
-def _is_switch_on(event: Event, bank: str) -> bool:
-    data = _measured(event, bank)
-    if data is None:
-        return False
-    try:
-        found = parts(data)
-    except MalformedData:
-        return False
-    return (found.name, found.value, found.behind) == ("SecureBoot", _ON, 0)
-
-
 def _is_certificate(event: Event, bank: str) -> bool:
-    data = _measured(event, bank)
-    if data is None:
-        return False
     try:
-        found = parts(data)
+        found = parts(event.measured(bank) or b"")
         entry = signature_data(found.value)
     except MalformedData:
         return False
-    return found.name in {"db", "Shim", "vendor_db", "MokList"} and entry is not None and entry["type"] == X509
+    return found.name in _VOUCHING and entry is not None and entry["type"] == X509

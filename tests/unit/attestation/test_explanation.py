@@ -186,11 +186,12 @@ def test_an_image_is_judged_by_the_policys_own_list_where_the_device_never_passe
         ({}, None),
         ({0: booted(secure_boot=b"\0")[0]}, "Secure Boot"),
         ({0: entry(7, 0x80000001, b"no variable")}, "Secure Boot"),
-        ({0: config("Other", b"\1"), 1: config("SecureBoot", b"\1")}, "Secure Boot"),
+        ({10: config("MokSBState", b"\1", SHIM)}, "Secure Boot"),
+        ({0: config("Other", b"\1"), 11: config("SecureBoot", b"\1")}, "Secure Boot"),
         ({0: booted()[0].shown(data=b"SecureBoot")}, "Secure Boot"),
         ({0: booted()[0].shown(data=b"")}, "Secure Boot"),
         ({10: separator(7), 11: separator(7)}, "no certificate"),
-        ({10: booted()[10].shown(data=b"x"), 11: booted()[11].shown(data=b"x")}, "no certificate"),
+        ({10: booted()[10].shown(data=b"x"), 11: booted()[11].shown(data=b"x")}, "Secure Boot"),
     ],
 )
 def test_secure_boot_has_to_be_on_and_a_certificate_to_vouch(spoiled, why):
