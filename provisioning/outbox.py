@@ -170,7 +170,7 @@ async def expire(service: Service) -> None:
     await service.ledger.write(lambda tx: commands.expire(tx, at))
     pieces: tuple[Callable[[Connection], int], ...] = (
         lambda tx: enrollments.forget_unpassed(tx, at - CHALLENGES_KEPT_SECONDS, most),
-        lambda tx: commands.forget_said(tx, sorted(SAID_ONCE), at - SAID_KEPT_SECONDS, most),
+        lambda tx: commands.forget_said(tx, sorted(SAID_ONCE | {"attest"}), at - SAID_KEPT_SECONDS, most),
         lambda tx: est.forget_tokens(tx, at - TOKENS_KEPT_SECONDS, most),
         # those only that a leaf has counted
         lambda tx: enrollments.forget_strangers(tx, keep, leaves.newest_at(tx, STRANGERS), most),

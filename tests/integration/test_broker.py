@@ -263,6 +263,33 @@ def test_a_device_that_no_crl_lists_yet_has_no_rights_and_gets_them_back(broker,
     wait_for_rights(again, inside, has=True)
 
 
+def test_in_quarantine_a_device_has_the_topics_of_quarantine_and_no_other(broker, directory, joined, inside):
+    inside.subscribe("muster/v1/+/up")
+    inside.subscribe("muster/v1/+/remedy/up")
+    free, cut = joined(FREE), joined(CUT)
+    free.publish(f"muster/v1/{FREE}/remedy/up", b"nobody else has these topics")
+    free.publish(f"muster/v1/{FREE}/up", b"the marker behind it")
+    assert inside.received()[1] == b"the marker behind it"
+    directory.denied.write_text(f"{CUT} remedy\n{FREE} readwrite\n")
+    assert broker.reload_if_changed()
+    wait_for_rights(cut, inside, has=False)
+    again = joined(CUT)
+    for topic in ("down", "remedy/down", "#"):
+        again.subscribe(f"muster/v1/{CUT}/{topic}")
+    for topic in (f"{CUT}/up", f"{CUT}/down", f"{FREE}/remedy/up", f"{CUT}/remedy/down"):
+        again.publish(f"muster/v1/{topic}", b"forged")
+    again.publish(f"muster/v1/{CUT}/remedy/up", b"help")
+    assert inside.received() == (f"muster/v1/{CUT}/remedy/up", b"help")
+    inside.publish(f"muster/v1/{CUT}/down", b"private")
+    inside.publish(f"muster/v1/{CUT}/remedy/down", b"this way")
+    assert again.received() == (f"muster/v1/{CUT}/remedy/down", b"this way")
+    free.publish(f"muster/v1/{FREE}/up", b"others are not disturbed")
+    assert inside.received()[1] == b"others are not disturbed"
+    directory.denied.write_text("")
+    assert broker.reload_if_changed()
+    wait_for_rights(again, inside, has=True)
+
+
 def wait_for_rights(device, inside, *, has):
     """Until the broker has read its files again, which it says to nobody."""
 
