@@ -12,7 +12,7 @@ from lab.firmware import make_image
 from lab.light import LightBoot
 from lab.light_fleet import load_fleet, make_fleet
 from ota.firmware import event_log, measure
-from provisioning import enrollment, policies, rejudging
+from provisioning import enrollment, operators, policies, rejudging
 from provisioning.app.compose import clock as system_clock
 from provisioning.attestation.policy import parse_policy
 from provisioning.cli.registration import read_registrations
@@ -229,6 +229,29 @@ async def test_what_devices_were_refused_for_is_accepted_by_two_persons_only(ser
     device.boot = boot("1")
     await enroll(service, device)
     assert (await policies.set_policy(service, now["toml"], by="ada"))["state"] == "active"
+
+
+async def test_the_only_admin_decides_alone_and_the_log_says_so(service, lived):
+    now = await policies.show_policy(service, Named("light"))
+    device = lived[1]
+    device.boot = boot("5")
+    with pytest.raises(PcrsNotAccepted):
+        await enroll(service, device)
+    other = await operators.add_operator(service, "bob", "admin", by="owner")
+    wider = accepting(now["toml"], "5")
+    with pytest.raises(SecondPersonRequired):
+        await policies.set_policy(service, wider, by="owner")
+    await operators.remove_operator(service, other["name"], by="owner")
+    await policies.set_policy(service, wider, by="owner")
+    assert "one that accepts it" in said(service, "policy")[-1]["alone"]
+    await enroll(service, device)
+    draft = await policies.propose_policy(service, now["toml"] + "# as before\n", by="owner")
+    with pytest.raises(SecondPersonRequired):
+        await policies.promote_policy(service, "light", draft["version"], by="owner")
+    device.boot = boot("1")
+    await enroll(service, device)
+    await policies.set_policy(service, now["toml"], by="owner")
+    assert "alone" not in said(service, "policy")[-1]
 
 
 async def test_what_a_mode_let_pass_is_accepted_by_two_persons_only(service, lived):
