@@ -1,7 +1,6 @@
 """Which TPMs count, end to end: roots out of the store, an EK that is known by its key, one whose certificate came
 with the factory's file; the real agent on software TPMs, two workers, the operator's own commands."""
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -18,7 +17,7 @@ from tpm2_pytss.types import TPML_PCR_SELECTION, TPMS_PCR_SELECTION
 from device_agent.tpm import TpmAccess
 from lab.swtpm import EK_CERTIFICATE_INDICES, fresh_tpm
 from ota.firmware import measure
-from provisioning import outbox
+from provisioning import challenges, endorsing
 from provisioning.db import enrollments
 from tests.integration.agent_stack import agent, running_stack, wait_for
 from tests.support.cli import Person
@@ -170,8 +169,11 @@ def test_a_tpm_without_ek_certificate_enrolls_by_its_registered_key_where_the_po
     assert (record.state, record.ek_certificate) == ("active", None)
     assert record.ek_public is not None
     # A rotation is judged by the same key: its challenge is made without any certificate.
-    challenge, _ = asyncio.run(outbox._challenge(stack.service, "rotate", record.id, stack.service.clock()))
-    assert challenge.credential_blob
+    in_force = stack.read(lambda tx: challenges.policy_for(tx, stack.service, record.model, record.group))
+    again = endorsing.request_of(record, in_force.rules.banks)
+    assert (again.ek_certificate, again.ek_public) == (None, record.ek_public)
+    endorsed = endorsing.endorse(stack.service, record, again, in_force.rules, stack.service.clock())
+    assert endorsed.ek.trust == "registered-key"
     assert person.asks("devices", "show", model)["ek_trust"] == "key"
 
 
