@@ -322,3 +322,16 @@ async def test_where_the_policy_refuses_only_a_device_is_failing_and_keeps_what_
         await policies.set_policy(service, text, by="test")
     await enroll(service, member)
     assert (await record(service, member)).health == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ("select id from device where next_attest_at <= 5 order by next_attest_at limit 9", "device_due"),
+        ("select device_id from certificate where certificate.profile = 'quarantine'", "certificate_quarantine"),
+    ],
+)
+async def test_what_the_duties_ask_each_second_is_found_by_an_index(service, query, index):
+    plan = await service.store.read(lambda tx: tx.exec_driver_sql(f"explain query plan {query}").fetchall())
+    assert index in plan[0][3]
+    assert len(plan) == 1, "nothing is sorted either"
