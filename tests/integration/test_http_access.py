@@ -10,13 +10,16 @@ from datetime import timedelta
 
 import aiohttp
 import pytest
+from sqlalchemy import update
 
 from hsm.errors import TokenUnavailable
 from provisioning import updates
 from provisioning.access import Operator, may
 from provisioning.authorities import State
 from provisioning.config import ConfigurationRefused, parse_config
-from provisioning.db import devices
+from provisioning.db import devices, revocations
+from provisioning.db.ca_tables import Certificate
+from provisioning.db.columns import table_of
 from provisioning.http import operator
 from provisioning.refusals import RequestMalformed
 from tests.support import fleet
@@ -50,6 +53,7 @@ FOR_DEVICES = [
     ("GET", "/ota/image/metadata/timestamp.json"),
     ("GET", "/ota/director/metadata/timestamp.json"),
     ("PUT", LOG_PATH),
+    ("GET", "/v1/standing"),
 ]
 
 
@@ -102,6 +106,38 @@ async def test_a_revocation_ends_a_connection_that_is_open_already(service, tmp_
             assert await put() == 204
             await fleet.set_state(service, member, "revoked")
             assert await put() == 401
+
+
+@pytest.mark.parametrize("state", ["quarantined", "silent"])
+@pytest.mark.parametrize(("method", "path"), FOR_DEVICES)
+async def test_in_quarantine_every_request_is_refused_whatever_its_certificate(
+    client, service, tmp_path, method, path, state
+):
+    """Also before its certificate is on hold: the record is asked for each request."""
+    name = f"d-{state}-{method.lower()}{len(path)}"
+    member = await fleet.device(service, tmp_path, name)
+    for held in (False, True):
+        if held:
+            at = int(service.clock().timestamp())
+            hold = {"at": at, "reason": revocations.HOLD, "held_by": revocations.HEALTH}
+            await service.ledger.write(lambda tx, how=hold: revocations.revoke(tx, member.serial, **how))
+        await service.ledger.write(lambda tx: devices.change(tx, name, health=state))
+        assert await client.code("device", method, path, member=member, data=LOG) == (403, "MUSTER-HLT-001")
+
+
+async def test_a_certificate_of_quarantine_opens_the_way_back_and_nothing_without_it(client, service, tmp_path):
+    member = await fleet.device(service, tmp_path, "d-back")
+    await service.ledger.write(lambda tx: devices.change(tx, "d-back", health="quarantined"))
+    made = update(table_of(Certificate)).where(table_of(Certificate).c.serial == member.serial)
+    await service.ledger.write(lambda tx: tx.execute(made.values(profile="quarantine")))
+    assert (await client.call("device", "PUT", LOG_PATH, member=member, data=LOG))[0] == 204
+    status, _, body = await client.call("device", "GET", "/v1/standing", member=member)
+    assert (status, json.loads(body)["health"]) == (200, "quarantined")
+    for operation in ("simpleenroll", "simplereenroll"):
+        headers = {"Content-Type": "application/pkcs10"}
+        path = f"/.well-known/est/{operation}"
+        answered = await client.code("device", "POST", path, member=member, data=b"AA==", headers=headers)
+        assert answered == (403, "MUSTER-HLT-001")
 
 
 async def test_a_revoked_devices_other_certificates_do_not_count(client, service, tmp_path):
