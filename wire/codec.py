@@ -21,7 +21,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 T = TypeVar("T")
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# A string that never ends is one to the end of the text: else the search would begin anew at each quote in it, and
+# the time of it grow with the square of what a stranger sends. Possessive, so nothing is tried twice.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _NOT_STORED = re.compile("[\x00\ud800-\udfff]")
 _PLAIN = frozenset({str, int, bool, type(None)})
 MAX_DEPTH = 16

@@ -197,6 +197,13 @@ def test_brackets_in_texts_are_no_nesting():
     assert parse_json(json.dumps({"a": deep, "b": "\\"}).encode(), limit=4096) == {"a": deep, "b": "\\"}
 
 
+@pytest.mark.parametrize("end", [b"", b"\\", b'\\"', b"\\\\"])
+def test_a_text_that_never_ends_costs_no_more_than_its_length(end):
+    """At each quote in it the search for brackets would begin anew: for this much, a quarter of an hour."""
+    assert refusal(b"[" * (MAX_DEPTH + 1) + b'"' + b'\\"' * 200_000 + end, limit=1 << 20).endswith("deeper than 16")
+    assert refusal(b"[]" * MAX_DEPTH + b'"' + b'\\"' * 200_000 + end, limit=1 << 20).endswith("is not UTF-8 JSON")
+
+
 def test_the_size_is_judged_before_the_content():
     assert refusal(b"x" * 11, limit=10) == "message: is 11 bytes, more than 10"
     assert parse_json(b"[1,2,3,45]", limit=10) == [1, 2, 3, 45]
