@@ -684,7 +684,7 @@ class PolicyMalformed(Refusal):
 class SecondPersonRequired(Refusal):
     code, problem = "MUSTER-POL-002", Problem.FORBIDDEN
     title = "One person alone may not put this policy into force"
-    cure = "Propose it (muster policy propose FILE); another operator promotes it (muster policy promote MODEL VERSION)."
+    cure = "Propose it: muster policy propose FILE; then another operator: muster policy promote MODEL VERSION."
 
 
 class EkRootRefused(Refusal):

@@ -21,8 +21,8 @@ FOUND_MOST = 10_000
 """Certificates of one file."""
 
 _SIGNED_DATA = bytes.fromhex("2a864886f70d010702")
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 #]{1,40})-----(.*?)-----END \1-----", re.DOTALL)
 _BEGIN = b"-----BEGIN "
+_LABEL = re.compile(rb"([A-Z0-9 #]{1,40})-----")
 _CERTIFICATES = (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE")
 _PKCS7 = (b"PKCS7", b"CMS", b"PKCS #7 SIGNED DATA")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=\s]+")
@@ -63,34 +63,42 @@ def certificates_in(data: bytes) -> tuple[Found, ...]:
 
 def _of_pem(data: bytes) -> list[bytes | str]:
     found: list[bytes | str] = []
-    for match in _BLOCK.finditer(data):
+    for block in data.split(_BEGIN)[1:]:  # each ends before the next begins: no octet is looked at twice
+        match = _LABEL.match(block)
+        end = -1 if match is None else block.find(b"-----END " + match[1] + b"-----", match.end())
+        if match is None or end < 0:
+            found.append("has a PEM block without its end")
+            continue
         label = match[1]
         if label not in _CERTIFICATES + _PKCS7:
             found.append(f"is a block {label.decode()!r}, not a certificate")
             continue
         try:
-            der = base64.b64decode(b"".join(match[2].split()), validate=True)
+            der = base64.b64decode(b"".join(block[match.end() : end].split()), validate=True)
         except binascii.Error:
             found.append("has broken base64 in it")
             continue
         found += _of_pkcs7(der) if label in _PKCS7 else _of_der(der, aside=label == _CERTIFICATES[2])
-    if data.count(_BEGIN) > len(found) and len(_BLOCK.findall(data)) < data.count(_BEGIN):
-        found.append("has a PEM block without its end")
+        if len(found) > FOUND_MOST:
+            break
     return found
 
 
 def _of_der(data: bytes, *, aside: bool = False) -> list[bytes | str]:
     """Certificates and PKCS#7 one after the other; NV areas are padded. `aside`: OpenSSL's trust settings follow."""
     found: list[bytes | str] = []
-    while data and not set(data) <= _PADDING:
-        if data[0] != shape.SEQUENCE:
+    at = 0
+    while at < len(data):
+        if data[at] != shape.SEQUENCE:
+            if set(data[at:]) <= _PADDING:
+                break
             return [*found, "has other octets behind a certificate" if found else "holds no certificate"]
         try:
-            one = shape.first(data)
+            one = shape.first(data, at)
         except CertificateMalformed as refusal:
             return [*found, f"is cut or broken: {refusal.actual}"]
         found += _of_pkcs7(one.raw) if _is_pkcs7(one) else [one.raw]
-        data = b"" if aside else data[len(one.raw) :]
+        at = len(data) if aside else at + len(one.raw)
         if len(found) > FOUND_MOST:
             return found
     return found or ["holds no certificate"]

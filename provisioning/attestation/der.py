@@ -21,10 +21,10 @@ class Element:
     raw: bytes
 
 
-def first(data: bytes) -> Element:
-    """The element that the bytes begin with; what follows it is not looked at. Raises: CertificateMalformed."""
-    begin, end = _bounds(data, 0)
-    return Element(data[0], data[begin:end], data[:end])
+def first(data: bytes, at: int = 0) -> Element:
+    """The element that begins at `at`; what follows it is not looked at. Raises: CertificateMalformed."""
+    begin, end = _bounds(data, at)
+    return Element(data[at], data[begin:end], data[at:end])
 
 
 def elements(data: bytes) -> Iterator[Element]:

@@ -1,7 +1,7 @@
 """What `explain` needs: evidence that was refused, and which devices showed a value last. Reads and writes."""
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
@@ -34,7 +34,7 @@ def keep_refused(tx: Connection, row: dict[str, Any], most: int) -> None:
 
 def refused_evidence(tx: Connection, refusal_id: str) -> Record | None:
     """The evidence of one refusal, where it is still kept."""
-    return cast("Record | None", tx.execute(select(refused).where(refused.c.refusal_id == refusal_id)).first())
+    return tx.execute(select(refused).where(refused.c.refusal_id == refusal_id)).first()
 
 
 def attestation_by_id(tx: Connection, attestation_id: str) -> Record | None:
@@ -63,10 +63,10 @@ def others_showing(tx: Connection, model: str, value: bytes, device_id: str, mos
     One range of the table's key, at most `most` entries of it, and a look-up of each device: the cost does not grow
     with the fleet.
     """
-    return int(tx.execute(counting(model, value, device_id, most)).scalar_one())
+    return tx.execute(counting(model, value, device_id, most)).scalar_one()
 
 
-def counting(model: str, value: bytes, device_id: str, most: int) -> Select[tuple[int]]:
+def counting(model: str, value: bytes, device_id: str, most: int) -> Select[int]:
     """The statement of `others_showing`."""
     same = (shown.c.model == model, shown.c.value == value, shown.c.device_id != device_id)
     found = select(shown.c.device_id).where(*same).limit(most).subquery()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning.attestation import bundles
-from provisioning.attestation.bundles import FILE_MOST, certificates_in
+from provisioning.attestation.bundles import FILE_MOST, FOUND_MOST, certificates_in
 from tests.support.ek_certificates import element, pem, root
 
 ROOTS = Path(__file__).resolve().parents[4] / "shared" / "vectors" / "ek-roots"
@@ -104,6 +104,22 @@ def test_the_number_of_certificates_is_bounded(monkeypatch):
     assert len([one for one in found if not one.reason]) == 3
     assert found[-1].reason == "holds more than 3 certificates"
     assert certificates_in(ONE * 3)[-1].reason == ""
+
+
+@pytest.mark.parametrize("data", [b"-----BEGIN A-----" * 100_000, ONE * (FOUND_MOST + 1)], ids=["pem", "der"])
+def test_many_parts_are_read_in_one_pass(data):
+    """Octets that were looked at once for each part made this minutes."""
+    found = certificates_in(data)
+    assert len(found) == FOUND_MOST + 1
+    assert found[-1].reason == f"holds more than {FOUND_MOST} certificates"
+
+
+def test_a_block_without_end_takes_nothing_from_the_next():
+    data = b"-----BEGIN CERTIFICATE-----\nMI\n" + pem_of("CERTIFICATE", ONE)
+    assert [(one.der, one.reason) for one in certificates_in(data)] == [
+        (b"", "has a PEM block without its end"),
+        (ONE, ""),
+    ]
 
 
 @given(st.binary(max_size=400))
