@@ -23,7 +23,7 @@ T = TypeVar("T")
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 # A string that never ends is one to the end of the text: else the search would begin anew at each quote in it, and
 # the time of it grow with the square of what a stranger sends. Possessive, so nothing is tried twice.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 _NOT_STORED = re.compile("[\x00\ud800-\udfff]")
 _PLAIN = frozenset({str, int, bool, type(None)})
 MAX_DEPTH = 16
@@ -59,25 +59,29 @@ def encode(message: Any) -> bytes:
     return _ENCODER.encode(to_json(message)).encode()
 
 
-def decode(cls: type[T], data: bytes, *, limit: int, ignore_unknown: bool = False) -> T:
+def decode(cls: type[T], data: bytes, *, limit: int, ignore_unknown: bool = False, parts: int | None = None) -> T:
     """A message of `cls` out of untrusted bytes.
 
     `limit` is in bytes and is judged before anything is parsed. `ignore_unknown` is for the agent, which must
-    live with a newer service; fields that a response names in `crit` are its caller's to check.
+    live with a newer service; fields that a response names in `crit` are its caller's to check. `parts`: as
+    `parse_json` takes it.
 
     Raises: MalformedMessage.
     """
-    return load(cls, parse_json(data, limit=limit), ignore_unknown=ignore_unknown)
+    return load(cls, parse_json(data, limit=limit, parts=parts), ignore_unknown=ignore_unknown)
 
 
-def parse_json(data: bytes, *, limit: int) -> Any:
-    """JSON out of untrusted bytes: no duplicate names, no NaN, bounded depth and numbers (RFC 8259, I-JSON)."""
+def parse_json(data: bytes, *, limit: int, parts: int | None = None) -> Any:
+    """JSON out of untrusted bytes: no duplicate names, no NaN, bounded depth and numbers (RFC 8259, I-JSON).
+
+    `parts`: how many texts, brackets and commas there may be, where the sender may be anybody. A million empty objects
+    cost a hundred times what one text of their size does.
+    """
     if len(data) > limit:
         raise MalformedMessage("", f"is {len(data)} bytes, more than {limit}")
     try:
         text = data.decode("utf-8")
-        if _depth(text) > MAX_DEPTH:
-            raise MalformedMessage("", f"is nested deeper than {MAX_DEPTH}")
+        _verify_shape(text, parts)
         return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MalformedMessage("", "is not UTF-8 JSON") from error
@@ -330,16 +334,19 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _depth(text: str) -> int:
-    """The deepest nesting, without recursion: json.loads recurses once a level."""
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return 0
-    depth = deepest = 0
-    for found in _STRING_OR_BRACKET.finditer(text):
+def _verify_shape(text: str, parts: int | None) -> None:
+    """Is it neither too deep nor of too many parts? Without recursion: json.loads recurses once a level."""
+    brackets = text.count("[") + text.count("{")
+    if brackets <= MAX_DEPTH and (parts is None or text.count(",") <= parts):
+        return
+    depth = 0
+    for seen, found in enumerate(_STRING_OR_BRACKET.finditer(text), start=1):
+        if parts is not None and seen > parts:
+            raise MalformedMessage("", f"has more than {parts} parts")
         character = found[0]
         if character in "[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                raise MalformedMessage("", f"is nested deeper than {MAX_DEPTH}")
         elif character in "]}":
             depth -= 1
-    return deepest

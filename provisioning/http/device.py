@@ -30,6 +30,8 @@ from wire.messages import (
 
 REGISTRATION_BODY_MOST = 16 * 1024 * 1024
 """Bytes: a thousand registrations with an EK certificate each."""
+REGISTRATION_PARTS_MOST = 32 * 1024
+"""Of a thousand of them with every field: 26 each."""
 IDEVID_BODY_MOST = 24 * 1024
 SHA256_HEX = 64
 
@@ -102,7 +104,7 @@ def routes(enrollments: InFlight) -> list[Route]:
 async def register_devices(call: Call) -> web.Response:
     """A factory station vouches for devices."""
     station = await station_of(call)
-    request = await call.message(RegistrationRequest, REGISTRATION_BODY_MOST)
+    request = await call.message(RegistrationRequest, REGISTRATION_BODY_MOST, parts=REGISTRATION_PARTS_MOST)
     return reply(await register(call.service, station, request), 201)
 
 

@@ -365,7 +365,7 @@ def _guarded(row: OperatorRoute) -> Callable[[Call], Awaitable[web.StreamRespons
         spend(operator.name, call.service.config.limits)
         body: object = None
         if row.body is not None:
-            body = await call.message(row.body, row.body_most)
+            body = await call.message(row.body, row.body_most, parts=None)
         answer = await row.handler(Asked(call, operator, body))
         return answer if isinstance(answer, web.StreamResponse) else reply(answer, row.status)
 

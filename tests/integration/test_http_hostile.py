@@ -6,10 +6,13 @@ import random
 import aiohttp
 import pytest
 
-from provisioning.http import operator
+from provisioning.http import exchange, operator
+from provisioning.http.device import REGISTRATION_PARTS_MOST
+from provisioning.refusals import RequestMalformed
 from tests.support import fleet
 from tests.support.listeners import example, service_with_operators, serving
 from tests.support.service import make_installation
+from wire.codec import decode
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,27 @@ async def test_hostile_bodies_are_refused_and_never_break_the_service(service, t
 @pytest.mark.timeout(900)
 async def test_many_hostile_bodies_are_refused_and_never_break_the_service(service, tmp_path):
     await hostile(service, tmp_path, 20_000, seed=2)
+
+
+async def test_a_stranger_s_message_of_very_many_parts_is_read_no_further(service, tmp_path, monkeypatch):
+    """What each costs grows with the number of its parts, not with its bytes; a station's may have a thousand rows."""
+    allowed = []
+
+    def watched(cls, data, *, limit, parts):
+        allowed.append((cls.__name__, parts))
+        return decode(cls, data, limit=limit, parts=parts)
+
+    monkeypatch.setattr(exchange, "decode", watched)
+    station = await fleet.station(service, tmp_path, "line-parts", 1)
+    body = b"[" + b"{}," * 20_000 + b"{}]"
+    async with serving(service) as client, aiohttp.ClientSession() as session:
+        for path in ("/v1/enrollments", "/v1/enrollments/abc/evidence", "/v1/factory/devices"):
+            context = station.context(client.root) if "factory" in path else fleet.anonymous(client.root)
+            headers = {"Content-Type": "application/json"}
+            async with session.post(client.url("device", path), data=body, headers=headers, ssl=context) as answer:
+                assert (answer.status, json.loads(await answer.read())["code"]) == (400, RequestMalformed.code)
+    assert allowed == [
+        ("EnrollmentRequest", exchange.PARTS_MOST),
+        ("Evidence", exchange.PARTS_MOST),
+        ("RegistrationRequest", REGISTRATION_PARTS_MOST),
+    ]
