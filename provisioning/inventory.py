@@ -43,13 +43,14 @@ async def show_device(service: Service, name: str) -> Json:
             raise NotFound(expected="a device's id or serial", actual=name)
         refusal = enrollments.newest_refusal_of(tx, device.id)
         assigned = commands.assignment_of(tx, device.id)
+        passed = enrollments.attestations_of(tx, device.id, 5)
         return {
             **_device(device),
-            "verdict": _verdict(device),
-            "attestation": _standing(tx, service, device),
+            "verdict": _verdict(device, passed),
+            "attestation": _standing(tx, service, device, passed),
             "certificates": [_certificate(row) for row in enrollments.certificates_of(tx, device.id)],
             "commands": [_command(row) for row in commands.commands_of(tx, device.id, 10)],
-            "attestations": [_attestation(row) for row in enrollments.attestations_of(tx, device.id, 5)],
+            "attestations": [_attestation(row) for row in passed],
             "update": None if assigned is None else _assignment(assigned),
             "last_refusal": None if refusal is None else refusal.id,
             "session": _session(commands.session_of(tx, device.id)),
@@ -202,18 +203,18 @@ async def figures(service: Service) -> Mapping[str, object]:
 _VERDICTS = {"refused": "refused", "failed": "refused", "missed": "no answer", "silence": "no answer"}
 
 
-def _verdict(device: Record) -> str:
-    """How the device was judged last, in a few words."""
-    if device.health == Health.HEALTHY:
-        return "passed"
+def _verdict(device: Record, passed: list[Record]) -> str:
+    """How the device was judged last, in a few words. `passed`: its attestations that passed, the newest first."""
+    if device.health == Health.HEALTHY or (device.health_event is None and device.last_attested_at is not None):
+        let_pass = sum(bool(found.get("refused")) for found in json.loads(passed[0].findings)) if passed else 0
+        return f"passed by the policy's mode: {let_pass} findings would be refused" if let_pass else "passed"
     if device.health_event is None:
-        return "never attested" if device.last_attested_at is None else "passed"
+        return "never attested"
     return f"{_VERDICTS.get(device.health_event, device.health_event)}: {device.health_why}"
 
 
-def _standing(tx: Connection, service: Service, device: Record) -> Json:
+def _standing(tx: Connection, service: Service, device: Record, passed: list[Record]) -> Json:
     """Since when its health is what it is, what it passed by, and when it has to show itself again."""
-    passed = enrollments.attestations_of(tx, device.id, 1)
     try:
         rules = policy_for(tx, service, device.model, device.group).rules
     except NoPolicyForModel:
@@ -279,7 +280,13 @@ def _command(row: Record) -> Json:
 
 
 def _attestation(row: Record) -> Json:
-    return {"id": row.id, "flow": row.flow, "at": _time(row.at), "findings": json.loads(row.findings)}
+    """One that passed. What would mend what a mode let pass is said by an explanation alone, which may withhold it."""
+    recorded: list[Json] = json.loads(row.findings)
+    told = [
+        {key: value for key, value in found.items() if not (key == "cure" and found.get("refused"))}
+        for found in recorded
+    ]
+    return {"id": row.id, "flow": row.flow, "at": _time(row.at), "findings": told}
 
 
 def _request(row: Record) -> Json:

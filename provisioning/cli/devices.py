@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,6 +39,8 @@ class Reason(StrEnum):
 
 
 PAGE_MOST = 500
+FINDINGS_SHOWN = 3
+"""Of one attestation, in the table."""
 _WHAT = "device id or serial"
 _LISTED = ("id", "serial", "model", "state", "health", "last_attested", "next_due", "release_version")
 _PARTS = {
@@ -108,7 +110,15 @@ def show_device(name: Name, data_dir: DataDir = None, output: Output = Format.TA
     for part, columns in _PARTS.items():
         if found[part]:
             print(f"\n{part}")
-            print_records(found[part], columns)
+            rows = found[part] if part != "attestations" else [_in_short(row) for row in found[part]]
+            print_records(rows, columns)
+
+
+def _in_short(attestation: dict[str, Any]) -> dict[str, Any]:
+    """One attestation for the table: of its findings where they are; what was expected, `muster explain` says."""
+    where = [finding["what"] for finding in attestation["findings"]]
+    more = [f"{len(where) - FINDINGS_SHOWN} more"] if len(where) > FINDINGS_SHOWN else []
+    return {**attestation, "findings": "; ".join([*where[:FINDINGS_SHOWN], *more])}
 
 
 def revoke(

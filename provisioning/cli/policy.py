@@ -92,8 +92,8 @@ def show_policy(
         return
     of_group = "" if found["group"] is None else f", group {found['group']}"
     head = f"model {found['model']}{of_group}, version {found['version']}, {found['state']}"
-    print(clean(f"# {head}, set {found['created']} by {found['by']}"))
-    print("\n".join(line for line in found["toml"].splitlines()))
+    note(f"{head}, set {found['created']} by {found['by']}")
+    print(found["toml"], end="" if found["toml"].endswith("\n") else "\n")  # the very text: it may be set again
 
 
 def list_policies(data_dir: DataDir = None, output: Output = Format.TABLE) -> None:

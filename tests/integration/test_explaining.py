@@ -244,6 +244,21 @@ async def test_what_a_mode_let_pass_is_explained_by_device_and_by_attestation(se
     assert [one["others"] for one in by_id["findings"] if one["what"] == "PCR 4"] == [1]
 
 
+async def test_what_is_shown_of_a_device_names_what_its_mode_let_pass_and_no_edit(service, model_of):
+    """What an explanation may withhold does not stand beside it."""
+    device = (await model_of("shown", 1, mode='"monitor"')).devices[0]
+    await enroll(service, shows(device, booted()))
+    assert (await inventory.show_device(service, device.serial))["verdict"] == "passed"
+    ticking = replace(service, clock=Ticking(service.clock()))
+    await enroll(ticking, shows(device, OTHER_IMAGE))
+    shown = await inventory.show_device(service, device.serial)
+    newest = shown["attestations"][0]["findings"]
+    assert [one["refused"] for one in newest] == [True] * len(newest)
+    assert newest[0]["what"] == "PCR 4"
+    assert all("cure" not in one for one in newest)
+    assert shown["verdict"] == f"passed by the policy's mode: {len(newest)} findings would be refused"
+
+
 async def test_of_one_device_the_newest_refused_evidence_is_kept(service, model_of):
     model = await model_of("often", 1)
     device, service = model.devices[0], replace(service, clock=Ticking(service.clock()))

@@ -134,6 +134,8 @@ def test_a_draft_is_promoted_by_another_person(owner, ada, eve, text, tmp_path):
     assert (promoted["state"], promoted["by"], promoted["promoted_by"]) == ("active", "owner", "ada")
     assert ada.asks("policy", "show", "light")["version"] == draft["version"]
     assert ada.asks("policy", "show", "light", "--version", 1)["state"] == "superseded"
+    assert ada.types("policy", "show", "light", "--version", 1) == text  # so that it can be put back as it was
+    assert "version 1, superseded" in ada.err
 
 
 def test_a_group_has_a_policy_of_its_own(owner, eve, text, tmp_path):
