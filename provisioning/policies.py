@@ -38,8 +38,8 @@ async def set_policy(service: Service, text: str, *, by: str) -> Json:
     """The next version of a model's policy, in force at once: one person's decision.
 
     Not this way goes what needs two: another mode, more devices to learn from, and a text that accepts what devices
-    were refused for. The last but where it was in force before: to take a mistake back needs nobody else. Where there is no other admin who could promote it,
-    it goes all the same, and the leaf says so.
+    were refused for. The last but where it was in force before: to take a mistake back needs nobody else. Where there
+    is no other admin who could promote it, it goes all the same, and the leaf says so.
 
     Raises: PolicyMalformed, SecondPersonRequired, StateConflict (another one was put into force meanwhile).
     """
