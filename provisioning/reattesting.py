@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from provisioning import findings, health, outbox
 from provisioning.attestation.policy import Policy
 from provisioning.challenges import policy_for
-from provisioning.db import devices
+from provisioning.db import commands, devices
 from provisioning.db.devices import Record
 from provisioning.findings import Noticed
 from provisioning.monitoring import Kind
@@ -27,6 +27,9 @@ PAGES = 40
 BY_SERVICE = "service"
 FRESH_SECONDS = 600
 """An agent that passed so recently, and was not heard since, has most likely started before it passed."""
+OCCASIONS_MOST, OCCASIONS_SECONDS = 12, 3600
+"""So often in so long a device is asked because of what it says of itself: each pass is a record, a leaf and its logs,
+and a device that is in somebody else's hands says what it likes. Its period and operators ask all the same."""
 EARLY = 0.9
 """A device is due after nine tenths of its period at the earliest."""
 
@@ -124,7 +127,13 @@ def agent_started(tx: Connection, service: Service, device: Record, known: Recor
     due = device.state == "active" and device.next_attest_at is not None
     just_passed = known is None and device.last_attested_at is not None and device.last_attested_at + FRESH_SECONDS > at
     if device.ak_public is not None and (due or device.health in health.NARROWED) and not just_passed:
-        outbox.put(tx, service, outbox.Order("attest", device.id, BY_SERVICE))
+        ask_at_once(tx, service, device.id, at)
+
+
+def ask_at_once(tx: Connection, service: Service, device_id: str, at: int) -> None:
+    """What a device says of itself is the occasion: it started, or it runs a new release. Not without end."""
+    if commands.made_since(tx, device_id, "attest", at - OCCASIONS_SECONDS) < OCCASIONS_MOST:
+        outbox.put(tx, service, outbox.Order("attest", device_id, BY_SERVICE))
 
 
 async def demand(service: Service, name: str, *, by: str) -> Record:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
 
-from provisioning import attesting, challenges, outbox, sessions
+from provisioning import attesting, challenges, outbox, reattesting, sessions
 from provisioning.attestation.evidence import verify_evidence, verify_platform
 from provisioning.attestation.identity import verify_answer
 from provisioning.db import commands, devices, enrollments, leaves
@@ -264,7 +264,7 @@ async def _update_report(service: Service, message: UpdateReport) -> None:
             return
         commands.report_assignment(tx, message.device, state=message.state, detail=message.detail, now=at)
         if message.state == "health_check":
-            outbox.put(tx, service, outbox.Order("attest", message.device, "service"))
+            reattesting.ask_at_once(tx, service, message.device, at)
         if message.state == "committed":
             devices.change(
                 tx,

@@ -145,6 +145,12 @@ def pending_of(tx: Connection, device_id: str, kind: str) -> Record | None:
     return cast("Record | None", _PENDING.first(tx, {"device": device_id, "kind": kind}))
 
 
+def made_since(tx: Connection, device_id: str, kind: str, since: int) -> int:
+    """How many commands of a kind were made for a device since then, pending or ended; those ended are kept a day."""
+    mine = (command.c.device_id == device_id, command.c.kind == kind, command.c.created_at >= since)
+    return int(tx.execute(select(func.count()).where(*mine)).scalar_one())
+
+
 def commands_of(tx: Connection, device_id: str, limit: int) -> list[Record]:
     """The newest commands to a device."""
     mine = select(command).where(command.c.device_id == device_id)

@@ -28,7 +28,7 @@ from provisioning.refusals import NotOnHold, PcrsNotAccepted, ProfileUnknown, Qu
 from tests.support.service import Clock, csr, make_installation, running_service
 from wire.factory import RegistrationRequest
 
-FLEET = 12
+FLEET = 14
 DAY = 86400
 SETTINGS = "[limits]\nunknown_refusals = 100000\n"
 
@@ -258,6 +258,26 @@ async def test_an_agent_that_started_again_is_asked_and_one_that_just_enrolled_i
 
     assert await started(None) is None
     assert (await started(known)).kind == "attest"
+
+
+async def test_who_starts_again_and_again_is_asked_so_often_an_hour_and_no_more(service, member):
+    """Each pass is a record, a leaf and 4 MiB of log: a device in other hands would fill the disk."""
+    known, at = await record(service, member), int(service.clock().timestamp())
+
+    async def started(when):
+        def write(tx):
+            reattesting.agent_started(tx, service, known, known, when)
+            waiting = commands.pending_of(tx, known.id, "attest")
+            return waiting is not None and commands.finish(tx, waiting.message_id, state="done")
+
+        return await service.ledger.write(write)
+
+    asked = [await started(at) for _ in range(reattesting.OCCASIONS_MOST + 5)]
+    assert asked == [True] * reattesting.OCCASIONS_MOST + [False] * 5
+    assert await started(at + reattesting.OCCASIONS_SECONDS) is False
+    assert await started(at + reattesting.OCCASIONS_SECONDS + 1) is True
+    await reattesting.demand(service, member.serial, by="test")
+    assert await pending(service, member) is not None  # who operates is asked by nobody how often
 
 
 async def test_a_new_policy_has_everybodys_time_worked_out_anew(service, member, fleet):
