@@ -636,7 +636,7 @@ class WrongStep(Refusal):
 class NotOnHold(Refusal):
     code, problem = "MUSTER-REV-001", Problem.CONFLICT
     title = "Only what is on hold can be released"
-    cure = "Every other revocation is final. Register the device again after it was examined."
+    cure = "Quarantine ends by a pass: muster devices attest. Other revocations are final: register the device again."
 
 
 class OcspRequestMalformed(Refusal):
