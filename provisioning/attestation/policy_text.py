@@ -9,8 +9,9 @@ __all__ = ["POLICY_MOST", "demand", "digest_of", "line_of"]
 POLICY_MOST = 1024 * 1024
 """Characters of a policy, at most: some hundred roots and reference values, or ten thousand files."""
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*([^\]]+?)\s*\]")
-_KEY = re.compile(r"\s*(\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\s*=")
+# Possessive, so that a line of blanks inside a text costs its length, not its cube.
+_HEADER = re.compile(r"\s*+(\[\[?)([^\]]++)\]")
+_KEY = re.compile(r"\s*+(\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\s*=")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 
 
@@ -38,10 +39,11 @@ def line_of(text: str, where: str) -> int:
     counted: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
-            table = _path(header[2])
+            name = header[2].strip()
+            table = _path(name)
             if header[1] == "[[":
-                counted[header[2]] = counted.get(header[2], -1) + 1
-                table.append(str(counted[header[2]]))
+                counted[name] = counted.get(name, -1) + 1
+                table.append(str(counted[name]))
             path = table
         elif key := _KEY.match(line):
             path = table + _path(key[1])
