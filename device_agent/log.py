@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import time
+import warnings
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:/@+,-]+")
 _VALUE_MOST = 500
@@ -16,6 +17,9 @@ def configure(*, verbose: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
     logging.getLogger().handlers = [handler]
+    logging.captureWarnings(capture=True)  # what a library warns of is one line, too
+    # urllib3 minds a clock at 1970. Trusted time is the floor's affair, and TLS here does not go by the system's clock.
+    warnings.filterwarnings("ignore", message="System time is way off")
     _LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -23,8 +23,10 @@ class UpdateRefused(Exception):
         parts = [f"{self.code} {self.title}"]
         if self.what:
             parts.append(self.what)
-        if self.expected or self.actual:
-            parts.append(f"expected {self.expected or 'nothing'}, actual {self.actual or 'nothing'}")
+        if self.expected:
+            parts.append(f"expected {self.expected}, actual {self.actual or 'nothing'}")
+        elif self.actual:  # something else said what is wrong; nothing in particular was expected
+            parts.append(self.actual)
         return ": ".join(parts)
 
 

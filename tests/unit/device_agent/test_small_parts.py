@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -56,6 +57,22 @@ def test_what_a_library_logs_stays_one_line(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith("WARNING two\\nlines")
     assert lines[1].endswith("INFO plain key=value")
+
+
+def test_what_a_library_warns_of_stays_one_line_and_a_clock_at_1970_is_no_warning(capsys):
+    before = logging.getLogger().handlers
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            logging.captureWarnings(capture=False)  # another test's
+            log.configure()
+            warnings.warn("System time is way off (before 2025-01-01).", stacklevel=1)
+            warnings.warn("two\nlines", stacklevel=1)
+    finally:
+        logging.captureWarnings(capture=False)
+        logging.getLogger().handlers = before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "UserWarning: two\\nlines" in line
 
 
 # --- waits ---
