@@ -207,7 +207,7 @@ def test_attestation_may_be_on_demand_alone():
     "line", ["[" + " " * 300_000, " " * 300_000 + "x", "[[" + " a" * 150_000, "a." * 150_000 + " "]
 )
 def test_a_long_line_in_a_text_costs_its_length_where_a_mistake_is_looked_for(line):
-    """Ten thousand blanks behind a bracket took minutes, and the loop stood still: any operator may propose a policy."""
+    """Ten thousand blanks behind a bracket took minutes, and the loop stood still. Any operator may propose."""
     with pytest.raises(PolicyMalformed) as found:
         parse_policy(f'model = "m"\nx = """\n{line}\n"""\n')
     assert found.value.actual == "line 1: pcrs is missing"
