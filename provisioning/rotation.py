@@ -5,7 +5,7 @@ and of a higher sequence than the one before; its effect is idempotent.
 """
 
 import hashlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 
 from cryptography import x509
@@ -72,16 +72,17 @@ async def receive(service: Service, device_id: str, envelope: bytes) -> None:
     if isinstance(message, Hello):
         await sessions.greet(service, message, signer)
         return
-    order = (device_id, message.session, message.sequence)
-    if not await service.ledger.write(lambda tx: commands.accept_sequence(tx, *order)):
-        raise MessageOutOfOrder(expected="this session, a higher sequence", actual=f"{order[1]} {order[2]}")
+    if isinstance(message, RotationEvidence):
+        await _rotation_evidence(service, message)
+        return
+    if isinstance(message, AttestationEvidence):
+        await _attestation_evidence(service, message)
+        return
+    if refusal := await service.ledger.write(lambda tx: _out_of_order(tx, message)):
+        raise refusal
     match message:
-        case RotationEvidence():
-            await _rotation_evidence(service, message)
         case Installed():
             await _installed(service, message, signer)
-        case AttestationEvidence():
-            await _attestation_evidence(service, message)
         case Renew():
             _verify_due(service, signer)
             await outbox.order(service, device_id, "rotate", by=outbox.BY_DEVICE)
@@ -145,10 +146,8 @@ def _is_signed(certificate: bytes, signature: bytes, message: bytes) -> bool:
 
 async def _rotation_evidence(service: Service, message: RotationEvidence) -> None:
     """Step 3 of a rotation: the same checks, the same road to issue."""
-    command = await _command(service, message.in_reply_to, message.device, "rotate")
     received = encode(message.evidence)
-    await _not_late(service, "rotate", command, message.evidence, message.evidence.csr)
-    taken = await _take(service, "rotate", command, hashlib.sha256(received).digest())
+    command, taken = await _begin(service, "rotate", message, message.evidence.csr, hashlib.sha256(received).digest())
     if taken.answer is not None:
         await service.ledger.write(lambda tx: commands.hurry(tx, message.device, int(service.clock().timestamp())))
         return
@@ -161,7 +160,7 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
         _same_ak(taken)
         now = service.clock()
         device = taken.device
-        await attesting.verify_may_return(service, device)
+        await attesting.verify_may_return(service, taken)
         order = ldevid_order(service, device, verified.csr.spki, taken.challenge.enrollment_id)
         kept = attesting.stored_form(evidence, received)
         digest = hashlib.sha256(kept).digest()
@@ -191,9 +190,13 @@ async def _installed(service: Service, message: Installed, signer: Record) -> No
 
     Only the key of the certificate that this very rotation issued may say so. Said again, it has no effect.
     """
-    command = await _command(service, message.in_reply_to, message.device, "rotate")
-    challenge = outbox.challenge_id(command)
-    issued = await service.store.read(lambda tx: enrollments.certificate_of_enrollment(tx, challenge))
+    in_reply_to, device = message.in_reply_to, message.device
+
+    def read(tx: Connection) -> Record | None:
+        command = _command(tx, in_reply_to, device, "rotate")
+        return enrollments.certificate_of_enrollment(tx, outbox.carried(command).challenge)
+
+    issued = await service.store.read(read)
     if issued is None or not (issued.serial == signer.serial == message.certificate_serial):
         raise MessageNotAuthentic(expected="the key of the certificate that this rotation issued", actual=signer.serial)
     now = service.clock()
@@ -213,10 +216,8 @@ async def _installed(service: Service, message: Installed, signer: Record) -> No
 
 async def _attestation_evidence(service: Service, message: AttestationEvidence) -> None:
     """The answer to an attest command: the platform again, without a new key."""
-    command = await _command(service, message.in_reply_to, message.device, "attest")
     received = encode(message.evidence)
-    await _not_late(service, "attest", command, message.evidence, b"")
-    taken = await _take(service, "attest", command, hashlib.sha256(received).digest())
+    command, taken = await _begin(service, "attest", message, b"", hashlib.sha256(received).digest())
     now = service.clock()
     expires = now + timedelta(seconds=service.config.lifetimes.attestation_seconds)
     reply = encode({"in_reply_to": message.in_reply_to, "expires_at": expires})
@@ -279,21 +280,62 @@ async def _update_report(service: Service, message: UpdateReport) -> None:
     await service.ledger.write(write)
 
 
-async def _command(service: Service, message_id: str, device_id: str, kind: str) -> Record:
-    command = await service.store.read(lambda tx: commands.get(tx, message_id))
+def _out_of_order(tx: Connection, message: Message) -> MessageOutOfOrder | None:
+    """Take the sequence of a message, or say why not. It stays taken whatever becomes of the message."""
+    if commands.accept_sequence(tx, message.device, message.session, message.sequence):
+        return None
+    actual = f"{message.session} {message.sequence}"
+    return MessageOutOfOrder(expected="this session, a higher sequence", actual=actual)
+
+
+def _command(tx: Connection, message_id: str, device_id: str, kind: str) -> Record:
+    command = commands.get(tx, message_id)
     if command is None or command.device_id != device_id or command.kind != kind:
         raise MessageOutOfOrder(expected=f"the answer to a {kind} command", actual=message_id)
     return command
 
 
+async def _begin(
+    service: Service, flow: Flow, message: RotationEvidence | AttestationEvidence, csr: bytes, digest: bytes
+) -> tuple[Record, challenges.Answered]:
+    """The command that a message answers, and its challenge, taken for this evidence: in one write with its sequence.
+
+    A refusal is the write's result, not its failure: else the sequence would count as never seen. Only where the
+    challenge replaced others, the evidence is held against those first, which a write has no time for.
+
+    Raises: MessageOutOfOrder, ChallengeExpired; as `look` and `use_up` do.
+    """
+    now = service.clock()
+
+    def write(tx: Connection) -> Refusal | tuple[Record, outbox.Carried, challenges.Answered | None]:
+        if refusal := _out_of_order(tx, message):
+            return refusal
+        try:
+            command = _command(tx, message.in_reply_to, message.device, flow)
+            carried = outbox.carried(command)
+            taken = None if carried.earlier else _take(tx, service, flow, command, carried, digest, now)
+        except Refusal as refusal:
+            return refusal
+        return command, carried, taken
+
+    begun = await service.ledger.write(write)
+    if isinstance(begun, Refusal):
+        raise begun
+    command, carried, taken = begun
+    if taken is None:
+        await _not_late(service, flow, carried, message.evidence, csr)
+        taken = await service.ledger.write(lambda tx: _take(tx, service, flow, command, carried, digest, now))
+    return command, taken
+
+
 async def _not_late(
-    service: Service, flow: Flow, command: Record, evidence: Evidence | PlatformEvidence, csr: bytes
+    service: Service, flow: Flow, carried: outbox.Carried, evidence: Evidence | PlatformEvidence, csr: bytes
 ) -> None:
     """A device that was away may answer a challenge that was replaced since: no fault of its own, and no answer.
 
     It is asked again. Raises: ChallengeExpired.
     """
-    for earlier in outbox.earlier_challenges(command):
+    for earlier in carried.earlier:
         known = await service.store.read(lambda tx, one=earlier: challenges.open_challenge(tx, service, flow, one))  # type: ignore[misc]  # bound now
         if known is None:
             continue
@@ -304,18 +346,21 @@ async def _not_late(
         raise ChallengeExpired(expected="an answer to the last challenge", actual="one to an earlier challenge")
 
 
-async def _take(service: Service, flow: Flow, command: Record, digest: bytes) -> challenges.Answered:
-    """The command's challenge, taken for this evidence. Raises: as `look` and `use_up` do."""
-    challenge_id, now = outbox.challenge_id(command), service.clock()
-    device = command.device_id
-
-    def write(tx: Connection) -> challenges.Answered:
-        answered = challenges.look(tx, service, flow, challenge_id, digest, arrived=now, device_id=device)
-        if answered.is_open:
-            challenges.use_up(tx, answered, int(now.timestamp()))
-        return answered
-
-    return await service.ledger.write(write)
+def _take(
+    tx: Connection,
+    service: Service,
+    flow: Flow,
+    command: Record,
+    carried: outbox.Carried,
+    digest: bytes,
+    now: datetime,
+) -> challenges.Answered:
+    """The command's challenge, taken for this evidence. Raises, before it writes: as `look` and `use_up` do."""
+    device, challenge = command.device_id, carried.challenge
+    answered = challenges.look(tx, service, flow, challenge, digest, arrived=now, device_id=device)
+    if answered.is_open:
+        challenges.use_up(tx, answered, int(now.timestamp()))
+    return answered
 
 
 def _by_itself(taken: challenges.Answered, evidence: Evidence | PlatformEvidence) -> attesting.Refused:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
 from provisioning.db.ca_tables import Certificate
 from provisioning.db.columns import table_of
@@ -57,6 +57,21 @@ _FINISH_OF = Prepared(
     )
     .values(**_ENDED)
 )
+_SAID = Prepared(
+    update(command)
+    .where(command.c.message_id == bindparam("id"))
+    .values(
+        tries=command.c.tries + 1,
+        next_try_at=bindparam("next"),
+        state=case((command.c.state == "pending", "done"), else_=command.c.state),
+    )
+)
+_HURRY = Prepared(
+    update(command)
+    .where(command.c.device_id == bindparam("device"), command.c.state == "pending")
+    .values(next_try_at=bindparam("now"))
+)
+_SESSION = PreparedSelect(select(session).where(_MINE))
 _ACCEPT = Prepared(
     update(session)
     .where(_MINE, session.c.session == bindparam("of_session"), session.c.up_sequence < bindparam("new"))
@@ -107,6 +122,11 @@ def sent(tx: Connection, message_id: str, *, next_try_at: int) -> None:
     _SENT(tx, {"id": message_id, "next": next_try_at})
 
 
+def said(tx: Connection, message_id: str, *, next_try_at: int) -> None:
+    """Count a try that is the last: where the command is still pending, it is done."""
+    _SAID(tx, {"id": message_id, "next": next_try_at})
+
+
 def finish(
     tx: Connection, message_id: str, *, state: str, result: str | None = None, device_id: str | None = None
 ) -> bool:
@@ -136,8 +156,7 @@ def forget_said(tx: Connection, kinds: Sequence[str], before: int, most: int) ->
 
 def hurry(tx: Connection, device_id: str, now: int) -> None:
     """All pending commands of a device are due now: it said hello."""
-    mine = update(command).where(command.c.device_id == device_id, command.c.state == "pending")
-    tx.execute(mine.values(next_try_at=now))
+    _HURRY(tx, {"device": device_id, "now": now})
 
 
 def pending_of(tx: Connection, device_id: str, kind: str) -> Record | None:
@@ -159,7 +178,7 @@ def commands_of(tx: Connection, device_id: str, limit: int) -> list[Record]:
 
 def session_of(tx: Connection, device_id: str) -> Record | None:
     """The session that a device's last hello named."""
-    return tx.execute(select(session).where(session.c.device_id == device_id)).first()
+    return cast("Record | None", _SESSION.first(tx, {"device": device_id}))
 
 
 def put_session(tx: Connection, device_id: str, values: dict[str, Any]) -> None:

@@ -50,6 +50,11 @@ _OF_REQUEST = PreparedSelect(
     )
     .where(authority.c.name == bindparam("by"))
 )
+_OF_DEVICE = PreparedSelect(
+    select(certificate)
+    .where(certificate.c.device_id == bindparam("device"))
+    .order_by(certificate.c.reserved_at, certificate.c.not_before, certificate.c.serial)
+)
 _BY_SERIAL = select(certificate).where(certificate.c.serial == bindparam("serial"))
 _SIGN = Prepared(
     update(certificate)
@@ -142,8 +147,7 @@ def certificate_by_serial(tx: Connection, serial: str) -> Record | None:
 
 def certificates_of(tx: Connection, device_id: str) -> list[Record]:
     """All certificates of a device, oldest first."""
-    mine = select(certificate).where(certificate.c.device_id == device_id)
-    return list(tx.execute(mine.order_by(certificate.c.reserved_at, certificate.c.not_before, certificate.c.serial)))
+    return _OF_DEVICE.all(tx, {"device": device_id})
 
 
 def certificates_after(tx: Connection, serial: str, limit: int, state: str | None = None) -> list[Record]:

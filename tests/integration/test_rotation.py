@@ -548,8 +548,11 @@ async def test_of_two_commands_the_one_that_was_published_before_a_failure_count
     class Once:
         adopt = staticmethod(agent.service.keys.adopt)
 
+        signed = 0
+
         async def sign(self, *arguments):
-            if sent:
+            Once.signed += 1
+            if Once.signed > 1:
                 raise SigningUnavailable
             return await agent.service.keys.sign(*arguments)
 
