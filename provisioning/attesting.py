@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -22,10 +22,13 @@ from provisioning.monitoring import Kind
 from provisioning.refusals import (
     ApprovalRequired,
     AttestationKeyTaken,
+    ChallengeExpired,
     DeviceRevoked,
     Finding,
     QuarantineStands,
     Refusal,
+    TpmCleared,
+    TpmWentBack,
 )
 from provisioning.service import Service
 from wire.codec import encode
@@ -68,11 +71,32 @@ def verify_same_identity(device: Record | None, answered: Answered, at: int) -> 
     return device
 
 
-async def verify_may_return(service: Service, device: Record) -> None:
-    """Would a pass help this device? Before a CA key signs for it. Raises: QuarantineStands."""
+async def verify_may_return(service: Service, answered: Answered) -> None:
+    """Would a pass help this device? Before a CA key signs for it. Raises: QuarantineStands, ChallengeExpired."""
+    device = answered.device
+    verify_since_quarantine(device, answered)
     quarantined = device.health == health.Health.QUARANTINED
     if quarantined and not await service.store.read(lambda tx: health.may_return(tx, device)):
         raise QuarantineStands(expected="no open finding about a clone", actual=f"health {device.health}")
+
+
+def verify_since_quarantine(device: Record, answered: Answered) -> None:
+    """Was it asked for after what led to the quarantine? Else it was kept back, for the day of a bad boot.
+
+    Raises: ChallengeExpired.
+    """
+    if device.health == health.Health.QUARANTINED and answered.opened < (device.health_at or 0):
+        expected = f"the answer to a challenge after {device.health_at}, when the quarantine began"
+        raise ChallengeExpired(expected=expected, actual=f"one of {answered.opened}")
+
+
+def is_overtaken(refusal: Refusal, answered: Answered) -> bool:
+    """Does evidence look like a rollback only because a later one passed while it was on its way?
+
+    Who holds a device's packets back could else have it quarantined. It is refused, and says nothing about the TPM.
+    """
+    last = answered.device.last_attested_at
+    return isinstance(refusal, TpmWentBack | TpmCleared) and last is not None and answered.opened < last
 
 
 def verify_ak_is_free(tx: Connection, answered: Answered) -> None:
@@ -133,6 +157,7 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
     due = health.due_at(answered.policy, at, answered.challenge.nonce)
     if not devices.attested(tx, device_id, at, due=due, **shown):
         device = verify_same_identity(devices.by_id(tx, device_id), answered, at)
+        verify_since_quarantine(device, answered)
         settled = health.change(tx, service, device, "passed", at, why=answered.challenge.flow)
         if settled != health.Health.HEALTHY and answered.challenge.flow != "attest":
             raise QuarantineStands(expected="no open finding about a clone", actual=f"health {settled}")
@@ -163,6 +188,8 @@ class Refused:
 
 async def record_refusal(service: Service, refusal: Refusal, of: Refused) -> None:
     """Write a refusal down, and consume the challenge. It counts for the device's health only if it is its own."""
+    if of.answered is not None and is_overtaken(refusal, of.answered):
+        of = replace(of, own=False)
     now = service.clock()
     refusal_id = refusal.instance = identifier(service.entropy(9))
     shown = observing.shown_by(refusal, of.answered, of.evidence, own=of.own)

@@ -41,6 +41,8 @@ class Answered:
 
     challenge: OpenChallenge
     evidence_sha256: bytes
+    opened: int
+    """When the challenge was made: the answer shows nothing older, and perhaps nothing newer."""
     is_open: bool
     """Was it open when it was looked at? Whether this answer is the one that counts is decided by `use_up`."""
     ak_name: bytes
@@ -168,6 +170,7 @@ def look(
     return Answered(
         challenge=_challenge_of(service, row),
         evidence_sha256=evidence_sha256,
+        opened=row.created_at,
         is_open=row.state == "open",
         ak_name=row.ak_name,
         device=device,

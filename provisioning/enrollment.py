@@ -182,7 +182,7 @@ async def _issue(
 ) -> Issued:
     device, now = answered.device, service.clock()
     attesting.verify_same_identity(device, answered, int(now.timestamp()))
-    await attesting.verify_may_return(service, device)
+    await attesting.verify_may_return(service, answered)
     order = ldevid_order(service, device, verified.csr.spki, answered.challenge.enrollment_id)
     entry = leaf(
         service, "attestation", now, device=device.id, flow="enroll", evidence=hashlib.sha256(evidence).digest()

@@ -1,0 +1,53 @@
+"""Evidence that comes late: a challenge was opened, something else happened, and then it was answered."""
+
+from datetime import timedelta
+
+import pytest
+
+from provisioning import enrollment
+from provisioning.db import findings as finding_rows
+from provisioning.monitoring import Kind
+from provisioning.refusals import ChallengeExpired, PcrsNotAccepted, TpmCleared, TpmWentBack
+from tests.integration.test_health import certificates, enroll, fleet, member, members, record, service, tampered
+
+__all__ = ["fleet", "member", "members", "service"]  # fixtures
+
+
+async def open_and_answer(service, device):
+    """Evidence of now that is not sent yet."""
+    challenge = await enrollment.begin_enrollment(service, device.request(), source="test")
+    evidence = device.answer(challenge)
+    device.clock_ms += 1000
+    return challenge.enrollment_id, evidence
+
+
+async def send(service, enrollment_id, evidence):
+    await enrollment.complete_enrollment(service, enrollment_id, evidence, arrived=service.clock(), source="test")
+
+
+async def test_evidence_from_before_the_quarantine_does_not_lead_out_of_it(service, member):
+    """Kept back while the boot was good, for the day that it is not: it says nothing about what runs now."""
+    kept = await open_and_answer(service, member)
+    service.clock.now += timedelta(seconds=5)
+    with pytest.raises(PcrsNotAccepted):
+        await enroll(service, tampered(member))
+    service.clock.now += timedelta(seconds=5)
+    with pytest.raises(ChallengeExpired):
+        await send(service, *kept)
+    assert (await record(service, member)).health == "quarantined"
+    assert {state for state, _, _ in await certificates(service, member)} == {"revoked"}
+    await enroll(service, member)
+    assert (await record(service, member)).health == "healthy"
+
+
+async def test_evidence_that_a_later_pass_overtook_on_its_way_is_no_rollback(service, member):
+    """Who holds back a device's packets, and lets them go when it has enrolled anew, would have it quarantined."""
+    late = await open_and_answer(service, member)
+    service.clock.now += timedelta(seconds=5)
+    await enroll(service, member)
+    before = await record(service, member)
+    with pytest.raises((TpmWentBack, TpmCleared)):
+        await send(service, *late)
+    after = await record(service, member)
+    assert (after.health, after.clock) == ("healthy", before.clock)
+    assert not await service.store.read(lambda tx: finding_rows.is_open(tx, after.id, Kind.ROLLBACK))
