@@ -37,6 +37,11 @@ from wire.problems import Problem
 
 T = TypeVar("T")
 
+OWN_REFUSALS_MOST = 200
+"""Refusals of one device within a day that are kept for good, each with a leaf. An agent in trouble asks a hundred
+times; one in other hands would fill the disk. What is more stands beside those of strangers, which a leaf counts."""
+DAY_SECONDS = 86400
+
 TRANSIENT = (Problem.UNAVAILABLE,)
 """Refusals that are not the device's fault: its challenge stays, and the same evidence may come again."""
 FINAL = ("revoked", "decommissioned")
@@ -209,10 +214,11 @@ async def record_refusal(service: Service, refusal: Refusal, of: Refused) -> Non
     entry = leaf(service, "refusal", now, **{k: v for k, v in row.items() if k != "at"}) if of.device_id else None
 
     def write(tx: Connection) -> None:
-        enrollments.add_refusal(tx, row)
+        kept = of.own and (of.device_id is None or not _has_enough(tx, of.device_id, int(now.timestamp())))
+        enrollments.add_refusal(tx, {**row, "own": kept})
         if shown is not None:
             shown.keep(tx, refusal_id, int(now.timestamp()))
-        if entry is not None and of.own:
+        if entry is not None and kept:
             leaves.add(tx, entry)
         if of.enrollment_id is not None:
             enrollments.refuse(tx, of.enrollment_id, refusal_id=refusal_id, evidence_sha256=of.evidence_sha256)
@@ -222,6 +228,10 @@ async def record_refusal(service: Service, refusal: Refusal, of: Refused) -> Non
             suspect(tx, service, refusal, of.flow, of.device_id, ak_name)
 
     await service.ledger.write(write)
+
+
+def _has_enough(tx: Connection, device_id: str, at: int) -> bool:
+    return enrollments.own_refusals_since(tx, device_id, at - DAY_SECONDS) >= OWN_REFUSALS_MOST
 
 
 def _lower(tx: Connection, service: Service, refusal: Refusal, of: Refused, at: int) -> None:

@@ -208,6 +208,12 @@ def newest_refusal_of(tx: Connection, device_id: str) -> Record | None:
     return tx.execute(mine.order_by(refusal.c.at.desc(), refusal.c.id.desc()).limit(1)).first()
 
 
+def own_refusals_since(tx: Connection, device_id: str, since: int) -> int:
+    """How many refusals of what a device proved to be its own fell on it since then."""
+    mine = (refusal.c.device_id == device_id, refusal.c.own.is_(True), refusal.c.at >= since)
+    return int(tx.execute(select(func.count()).where(*mine)).scalar_one())
+
+
 def forget_strangers(tx: Connection, keep: int, before: int, most: int) -> int:
     """Drop at most so many refusals, from before then, of senders that proved nothing; the newest `keep` stay.
 

@@ -1,11 +1,15 @@
-"""Evidence that comes late: a challenge was opened, something else happened, and then it was answered."""
+"""Evidence that comes late, behind something else that happened; and evidence that comes without end."""
 
+import json
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select
 
-from provisioning import enrollment
+from provisioning import attesting, enrollment
+from provisioning.db import enrollments
 from provisioning.db import findings as finding_rows
+from provisioning.db.leaves import leaf as leaf_table
 from provisioning.monitoring import Kind
 from provisioning.refusals import ChallengeExpired, PcrsNotAccepted, TpmCleared, TpmWentBack
 from tests.integration.test_health import certificates, enroll, fleet, member, members, record, service, tampered
@@ -51,3 +55,28 @@ async def test_evidence_that_a_later_pass_overtook_on_its_way_is_no_rollback(ser
     after = await record(service, member)
     assert (after.health, after.clock) == ("healthy", before.clock)
     assert not await service.store.read(lambda tx: finding_rows.is_open(tx, after.id, Kind.ROLLBACK))
+
+
+async def test_a_device_that_is_refused_without_end_fills_no_disk_and_stays_in_quarantine(service, member, monkeypatch):
+    """Of each day so many refusals stay, with a leaf each; the others are forgotten as those of strangers are."""
+    monkeypatch.setattr(attesting, "OWN_REFUSALS_MOST", 3)
+    begin = int(service.clock().timestamp())
+
+    async def refused(times):
+        for _ in range(times):
+            with pytest.raises(PcrsNotAccepted):
+                await enroll(service, tampered(member))
+        known = await record(service, member)
+
+        def read(tx):
+            leaves = tx.execute(select(leaf_table).where(leaf_table.c.kind == "refusal")).all()
+            of_it = [one for one in leaves if json.loads(one.record)["device_id"] == known.id]
+            return len(of_it), enrollments.own_refusals_since(tx, known.id, begin)
+
+        return known.health, *(await service.store.read(read))
+
+    assert await refused(3) == ("quarantined", 3, 3)
+    await enroll(service, member)
+    assert await refused(4) == ("quarantined", 3, 3)  # what follows for its health follows all the same
+    service.clock.now += timedelta(days=1, seconds=1)
+    assert await refused(1) == ("quarantined", 4, 4)
