@@ -3,6 +3,10 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("muster", deadline=None)  # a busy machine is no defect
+settings.load_profile("muster")
 
 
 @pytest.fixture(autouse=True)

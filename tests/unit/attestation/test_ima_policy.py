@@ -332,7 +332,11 @@ def test_a_digest_of_the_wrong_length_is_not_signed():
     assert len(judged(covered, by_keys(EC_KEY))) == 1
 
 
-@pytest.mark.parametrize("signature", [b"\3", b"\3\2\4" + bytes(6), b"\3\1\4" + bytes(6), signed(EC_KEY) + b"x"])
+@pytest.mark.parametrize(
+    "signature",
+    [b"\3", b"\3\2\4" + bytes(6), b"\3\1\4" + bytes(6), signed(EC_KEY) + b"x"],
+    ids=["one octet", "no signature", "version 1", "longer than it says"],
+)
 def test_a_malformed_signature_is_named(signature):
     found = judged(by_signature(signature), by_keys(EC_KEY))
     assert len(found) == 1

@@ -406,6 +406,7 @@ def test_keys_are_listed_as_keys_for_signatures():
         ([{"kty": "EC", "crv": "P-256"}], "a point on P-256", "KeyError"),
         ([{**results.JWK, "x": results.JWK["y"]}], "a point on P-256", "ValueError"),
     ],
+    ids=["no objects", "too many", "another kid", "a private key", "a short coordinate", "no coordinates", "no point"],
 )
 def test_a_refused_key_set_says_both_sides(keys, expected, actual):
     data = json.dumps({"keys": keys}).encode()
