@@ -18,6 +18,7 @@ from provisioning.attestation.endorsement import (
 from provisioning.attestation.evidence import verify_attestation_key
 from provisioning.attestation.identity import verify_identity, verify_idevid
 from provisioning.attestation.policy import Policy
+from provisioning.attestation.verdicts import EkVerdicts
 from provisioning.db import devices, enrollments
 from provisioning.db.devices import Record
 from provisioning.refusals import EkNotRegistered, Finding, IdentityCertificateUnfit, RequestMalformed
@@ -73,12 +74,24 @@ def device_of(tx: Connection, named: Named) -> Record | None:
     return None if found is None or found.ek_trust != named.kind else found
 
 
-def endorse(service: Service, device: Record, request: EnrollmentRequest, policy: Policy, now: datetime) -> Endorsed:
-    """Checks 1 to 6, up to the credential, by what the device is registered with. Raises: a Refusal of theirs."""
+def endorse(
+    service: Service,
+    device: Record,
+    request: EnrollmentRequest,
+    policy: Policy,
+    now: datetime,
+    verdicts: EkVerdicts | None = None,
+) -> Endorsed:
+    """Checks 1 to 6, up to the credential, by what the device is registered with.
+
+    `verdicts`: where what was found about an EK before may stand for what would be found now. Raises: a Refusal of
+    theirs.
+    """
     store = service.ek_roots.store
     if device.identity_id is None:
         registered = RegisteredEk(device.ek_id, device.ek_trust, device.ek_certificate)
-        ek = verify_endorsement(request, policy, now, registered, store)
+        verify = verify_endorsement if verdicts is None else verdicts.verify_endorsement
+        ek = verify(request, policy, now, registered, store)
         return Endorsed(ek, verify_attestation_key(request.ak_public), ek.findings)
     if request.iak_certificate is None:
         raise EkNotRegistered(expected="an IAK certificate", actual="an EK")

@@ -60,7 +60,7 @@ async def begin_enrollment(service: Service, request: EnrollmentRequest, *, sour
             raise EnrollmentQuotaSpent(
                 expected=f"at most {policy.rules.enrollments_per_day} a day", actual=passed_today
             )
-        endorsed = endorsing.endorse(service, device, request, policy.rules, service.clock())
+        endorsed = endorsing.endorse(service, device, request, policy.rules, service.clock(), service.ek_verdicts)
         selection = select_pcrs(policy.rules, request.pcr_banks)
         row = challenges.challenge_row(service, "enroll", device, endorsed.ak, selection, policy)
         claims = _claims(request, device)

@@ -284,7 +284,7 @@ def _challenge(service: Service, flow: Flow, known: _Known, now: datetime) -> tu
         raise known
     device, policy = known
     request = endorsing.request_of(device, policy.rules.banks)
-    endorsed = endorsing.endorse(service, device, request, policy.rules, now)
+    endorsed = endorsing.endorse(service, device, request, policy.rules, now, service.ek_verdicts)
     row = challenge_row(service, flow, device, endorsed.ak, select_pcrs(policy.rules, policy.rules.banks), policy)
     row["findings"] = findings_json(endorsed.findings) if endorsed.findings else None
     return challenge_message(service, row, endorsed.ek), row

@@ -35,7 +35,7 @@ from provisioning.refusals import (
 from provisioning.service import Service
 from wire.binding import Flow
 from wire.codec import MalformedMessage, decode, encode
-from wire.envelope import MAX_ENVELOPE, EnvelopeNotAuthentic, open_envelope, unverified_payload_type
+from wire.envelope import MAX_ENVELOPE, Envelope, EnvelopeNotAuthentic, open_parsed, parse_envelope
 from wire.messages import (
     PAYLOAD_TYPE,
     UP,
@@ -61,10 +61,11 @@ REMEDIAL = (Hello, AttestationEvidence, UpdateReport, Failed)
 async def receive(service: Service, device_id: str, envelope: bytes) -> None:
     """Judge and carry out one message. `device_id` is the topic's. Raises: Refusal."""
     try:
-        kind = KIND.get(unverified_payload_type(envelope))
+        opened = parse_envelope(envelope)
+        kind = KIND.get(opened.payloadType)
         if kind is None:
             raise RequestMalformed(expected="a payload type that devices send", actual="another one")
-        message, signer = await _authentic(service, device_id, kind, envelope)
+        message, signer = await _authentic(service, device_id, kind, opened)
     except MalformedMessage as error:
         raise RequestMalformed(expected="a message of this protocol", actual=error) from error
     if message.device != device_id:
@@ -105,7 +106,9 @@ def _verify_due(service: Service, signer: Record) -> None:
         raise StateConflict(expected=f"a certificate in its second half, from {half}", actual=at)
 
 
-async def _authentic(service: Service, device_id: str, kind: type[Message], envelope: bytes) -> tuple[Message, Record]:
+async def _authentic(
+    service: Service, device_id: str, kind: type[Message], envelope: Envelope
+) -> tuple[Message, Record]:
     """The message and the certificate whose key signed it. Raises: MessageNotAuthentic, MalformedMessage."""
     at = int(service.clock().timestamp())
     rows = await service.store.read(lambda tx: enrollments.certificates_of(tx, device_id))
@@ -114,13 +117,13 @@ async def _authentic(service: Service, device_id: str, kind: type[Message], enve
 
     def verify(keyid: str, signature: bytes, message: bytes) -> bool:
         row = usable.get(keyid)
-        if row is None or not _is_signed(assemble(row.tbs, row.signature), signature, message):
+        if row is None or not _is_signed(row, signature, message):
             return False
         signer.append(row)
         return True
 
     try:
-        payload = open_envelope(envelope, PAYLOAD_TYPE[kind], verify)
+        payload = open_parsed(envelope, PAYLOAD_TYPE[kind], verify)
     except EnvelopeNotAuthentic as error:
         raise MessageNotAuthentic(expected=f"a key of {device_id} in force", actual="another key") from error
     if signer[0].profile == Profile.QUARANTINE and kind not in REMEDIAL:
@@ -128,17 +131,17 @@ async def _authentic(service: Service, device_id: str, kind: type[Message], enve
     return decode(kind, payload, limit=MAX_ENVELOPE), signer[0]
 
 
-@lru_cache(maxsize=4096)
-def _key_of(certificate: bytes) -> ec.EllipticCurvePublicKey:
-    key = x509.load_der_x509_certificate(certificate).public_key()
+@lru_cache(maxsize=16_384)  # of some 2 KiB each
+def _key_of(tbs: bytes, signature: bytes) -> ec.EllipticCurvePublicKey:
+    key = x509.load_der_x509_certificate(assemble(tbs, signature)).public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise MessageNotAuthentic(expected="an EC key", actual=type(key).__name__)
     return key
 
 
-def _is_signed(certificate: bytes, signature: bytes, message: bytes) -> bool:
+def _is_signed(certificate: Record, signature: bytes, message: bytes) -> bool:
     try:
-        _key_of(certificate).verify(signature, message, ec.ECDSA(hashes.SHA256()))
+        _key_of(certificate.tbs, certificate.signature).verify(signature, message, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         return False
     return True

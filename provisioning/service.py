@@ -8,6 +8,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from provisioning.attestation.policy import Policy
+from provisioning.attestation.verdicts import EkVerdicts
 from provisioning.authorities import Authorities
 from provisioning.config import Config, DataDirectory
 from provisioning.db.ledger import Ledger
@@ -55,5 +56,7 @@ class Service:
     """Parsed policies by the id of their row, which never changes."""
     ek_roots: EkAuthorities = field(default_factory=EkAuthorities)
     """The certificates of TPM manufacturers that were imported, as this process read them last."""
+    ek_verdicts: EkVerdicts = field(default_factory=EkVerdicts)
+    """What was found about EKs, as long as nothing that it rests on is another."""
     mqtt_port: int = 0
     """The broker's port as it is bound, which may be another one than the configured."""

@@ -24,6 +24,7 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=
 # A string that never ends is one to the end of the text: else the search would begin anew at each quote in it, and
 # the time of it grow with the square of what a stranger sends. Possessive, so nothing is tried twice.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
+_MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _NOT_STORED = re.compile("[\x00\ud800-\udfff]")
 _PLAIN = frozenset({str, int, bool, type(None)})
 MAX_DEPTH = 16
@@ -82,7 +83,7 @@ def parse_json(data: bytes, *, limit: int, parts: int | None = None) -> Any:
     try:
         text = data.decode("utf-8")
         _verify_shape(text, parts)
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer)
+        return _DECODER.decode(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MalformedMessage("", "is not UTF-8 JSON") from error
 
@@ -148,11 +149,11 @@ def rfc3339(moment: datetime) -> str:
 
 def parse_rfc3339(text: str) -> datetime:
     """The inverse of `rfc3339`, nothing else. Raises: ValueError."""
-    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    if rfc3339(moment) != text:
+    moment = datetime.fromisoformat(text[:-1]) if _MOMENT.fullmatch(text) else None
+    if moment is None or f"{moment.isoformat()}Z" != text:
         msg = "not RFC 3339 in UTC with seconds"
         raise ValueError(msg)
-    return moment
+    return moment.replace(tzinfo=UTC)
 
 
 _Loader = Callable[[Any], Any]
@@ -332,6 +333,10 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:  # int() of a long text is quadratic
         raise MalformedMessage("", "holds an integer of more than 64 bits")
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer)
+"""What `json.loads` would make anew for each text."""
 
 
 def _verify_shape(text: str, parts: int | None) -> None:

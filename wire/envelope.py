@@ -54,13 +54,22 @@ def seal(payload_type: str, payload: bytes, keyid: str, sign: Callable[[bytes], 
 
 
 def open_envelope(data: bytes, payload_type: str, verify: Verify) -> bytes:
+    """The payload of an envelope as it travels: see `open_parsed`. Raises: MalformedMessage, EnvelopeNotAuthentic."""
+    return open_parsed(parse_envelope(data), payload_type, verify)
+
+
+def parse_envelope(data: bytes) -> Envelope:
+    """The envelope, of which nothing is authentic: its payload type tells what to expect. Raises: MalformedMessage."""
+    return decode(Envelope, data, limit=MAX_ENVELOPE)
+
+
+def open_parsed(envelope: Envelope, payload_type: str, verify: Verify) -> bytes:
     """The payload, once one of its signatures has verified; `payload_type` is the one that the caller expects.
 
     Not proven: freshness, order, addressee. Those are fields of the payload.
 
     Raises: MalformedMessage, EnvelopeNotAuthentic.
     """
-    envelope = decode(Envelope, data, limit=MAX_ENVELOPE)
     if envelope.payloadType != payload_type:
         raise MalformedMessage("payloadType", f"is not {payload_type}")
     payload = _standard_base64("payload", envelope.payload)
@@ -73,7 +82,7 @@ def open_envelope(data: bytes, payload_type: str, verify: Verify) -> bytes:
 
 def unverified_payload_type(data: bytes) -> str:
     """Which payload type the envelope claims; only to choose what to expect. Raises: MalformedMessage."""
-    return decode(Envelope, data, limit=MAX_ENVELOPE).payloadType
+    return parse_envelope(data).payloadType
 
 
 def _standard_base64(where: str, text: str) -> bytes:

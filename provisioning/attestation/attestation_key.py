@@ -48,7 +48,7 @@ class AttestationKey:
     scheme: Scheme
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16_384)  # of a few KiB each: a fleet that attests every day
 def verify_attestation_key(ak_public: bytes) -> AttestationKey:
     """Could this TPMT_PUBLIC be the AK of an honest agent (checks 1 and 5)?
 

@@ -5,7 +5,7 @@ here can.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -58,6 +58,7 @@ EK_CERTIFICATE = "2.23.133.8.1"
 """tcg-kp-EKCertificate (EK Credential Profile, 3.2.16)."""
 CLOCK_SKEW = timedelta(minutes=5)
 """A TPM that was made a moment ago may come from a clock that is a little ahead."""
+FOREVER = datetime.max.replace(tzinfo=UTC)
 _EK_ATTRIBUTES = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED | DECRYPT
 
 # Makers and models of TPMs that are programs: swtpm, libtpms, IBM's and Microsoft's simulators.
@@ -82,6 +83,8 @@ class TrustedEk:
     model: str
     version: str
     findings: tuple[Finding, ...]
+    settled_until: datetime = FOREVER
+    """The next date on which the same judgement may be another one, by the calendar alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +190,11 @@ def _verify_certified(
     # (3) the public area is ours: the certificate's key in the standard template
     name_alg, symmetric_bits = _template(certificate.public_key)
     ek_id = key_id(spki(certificate.public_key))
+    ends = [*(one.not_after for one in path), *(crl.next_update for crl in policy.crls if crl.next_update is not None)]
     return TrustedEk(
         *(ek_id, certificate.public_key, name_alg, symmetric_bits, "certificate"),
         *(manufacturer, model, version, tuple(findings)),
+        min((end for end in ends if end >= now), default=FOREVER),
     )
 
 
