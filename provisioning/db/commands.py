@@ -149,7 +149,7 @@ def expire(tx: Connection, now: int) -> int:
 
 def forget_said(tx: Connection, kinds: Sequence[str], before: int, most: int) -> int:
     """Drop at most so many ended commands of these kinds that were last sent before then."""
-    ended = (command.c.state.in_(("done", "expired", "failed")), command.c.next_try_at < before)
+    ended = (command.c.state.in_(("done", "expired", "failed", "refused")), command.c.next_try_at < before)
     old = select(command.c.message_id).where(*ended, command.c.kind.in_(kinds)).limit(most)
     return tx.execute(delete(command).where(command.c.message_id.in_(old))).rowcount
 

@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from provisioning import attesting, enrollment
-from provisioning.db import enrollments
+from provisioning import attesting, enrollment, outbox, reattesting
+from provisioning.db import commands, enrollments
 from provisioning.db import findings as finding_rows
 from provisioning.db.leaves import leaf as leaf_table
 from provisioning.monitoring import Kind
@@ -80,3 +80,23 @@ async def test_a_device_that_is_refused_without_end_fills_no_disk_and_stays_in_q
     assert await refused(4) == ("quarantined", 3, 3)  # what follows for its health follows all the same
     service.clock.now += timedelta(days=1, seconds=1)
     assert await refused(1) == ("quarantined", 4, 4)
+
+
+@pytest.mark.parametrize("ended", ["done", "expired", "failed", "refused"])
+async def test_a_command_to_attest_is_forgotten_a_day_after_its_end_whatever_that_was(service, member, ended):
+    """A device that fails every day would leave one for each, for good."""
+    device = await reattesting.demand(service, member.serial, by="test")
+
+    async def known():
+        return [row.state for row in await service.store.read(lambda tx: commands.commands_of(tx, device.id, 9))]
+
+    def end(tx):
+        waiting = commands.pending_of(tx, device.id, "attest")
+        return commands.finish(tx, waiting.message_id, state=ended)
+
+    assert await service.ledger.write(end)
+    await outbox.expire(service)
+    assert await known() == [ended]
+    service.clock.now += timedelta(seconds=outbox.SAID_KEPT_SECONDS + 1)
+    await outbox.expire(service)
+    assert await known() == []
