@@ -199,9 +199,11 @@ async def expire(service: Service) -> None:
     """End the commands whose time is over; forget what nobody will ask for again, a piece at a time."""
     at = int(service.clock().timestamp())
     keep, most = service.config.limits.unknown_refusals, FORGOTTEN_AT_ONCE
+    # Else the late answer to a challenge that its command replaced would be a wrong one to the last: a clone's.
+    known = max(CHALLENGES_KEPT_SECONDS, service.config.commands.lifetime_seconds)
     await service.ledger.write(lambda tx: commands.expire(tx, at))
     pieces: tuple[Callable[[Connection], int], ...] = (
-        lambda tx: enrollments.forget_unpassed(tx, at - CHALLENGES_KEPT_SECONDS, most),
+        lambda tx: enrollments.forget_unpassed(tx, at - known, most),
         lambda tx: commands.forget_said(tx, sorted(SAID_ONCE | {"attest"}), at - SAID_KEPT_SECONDS, most),
         lambda tx: est.forget_tokens(tx, at - TOKENS_KEPT_SECONDS, most),
         # those only that a leaf has counted

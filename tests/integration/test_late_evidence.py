@@ -1,6 +1,7 @@
 """Evidence that comes late, behind something else that happened; and evidence that comes without end."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -100,3 +101,18 @@ async def test_a_command_to_attest_is_forgotten_a_day_after_its_end_whatever_tha
     service.clock.now += timedelta(seconds=outbox.SAID_KEPT_SECONDS + 1)
     await outbox.expire(service)
     assert await known() == []
+
+
+async def test_a_challenge_is_known_as_long_as_the_command_that_it_came_with(service, member):
+    """A late answer to a forgotten one would pass for a wrong answer to the last: for a clone's, which quarantines."""
+    enrollment_id, _ = await open_and_answer(service, member)
+
+    async def is_known(by):
+        await outbox.expire(by)
+        return await service.store.read(lambda tx: enrollments.get(tx, enrollment_id)) is not None
+
+    usual = service.config
+    longer = replace(usual, commands=replace(usual.commands, lifetime_seconds=2 * outbox.CHALLENGES_KEPT_SECONDS))
+    service.clock.now += timedelta(seconds=usual.limits.challenge_seconds + outbox.CHALLENGES_KEPT_SECONDS + 1)
+    assert await is_known(replace(service, config=longer))
+    assert not await is_known(service)
