@@ -106,7 +106,11 @@ def to_json(value: Any) -> Any:
     if kind is bytes:
         return b64url(value)
     if names := _field_names(kind):
-        return {name: to_json(item) for name in names if (item := getattr(value, name)) is not None}
+        return {
+            name: item if type(item) in _PLAIN else to_json(item)
+            for name in names
+            if (item := getattr(value, name)) is not None
+        }
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, dict):

@@ -36,8 +36,12 @@ _DUE = (
 _DUE_PREPARED = PreparedSelect(_DUE)
 _GET = PreparedSelect(select(command).where(command.c.message_id == bindparam("id")))
 _MINE = session.c.device_id == bindparam("device")
-_NEXT = Prepared(update(session).where(_MINE).values(down_sequence=session.c.down_sequence + 1))
-_PLACE = PreparedSelect(select(session.c.session, session.c.down_sequence).where(_MINE))
+_NEXT = PreparedSelect(
+    update(session)
+    .where(_MINE)
+    .values(down_sequence=session.c.down_sequence + 1)
+    .returning(session.c.session, session.c.down_sequence)
+)
 _SET_BODY = Prepared(update(command).where(command.c.message_id == bindparam("id")).values(body=bindparam("new_body")))
 _SENT = Prepared(
     update(command)
@@ -107,8 +111,7 @@ def due(tx: Connection, now: int, most: int) -> list[Record]:
 
 def next_sequence(tx: Connection, device_id: str) -> Place | None:
     """The next place of what goes down to a device; None where it has no session (any more)."""
-    _NEXT(tx, {"device": device_id})
-    row = _PLACE.first(tx, {"device": device_id})
+    row = _NEXT.first(tx, {"device": device_id})
     return None if row is None else Place(row.session, row.down_sequence)
 
 

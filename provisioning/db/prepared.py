@@ -11,17 +11,17 @@ from typing import Any
 
 from sqlalchemy import ClauseElement, Connection, Dialect, Engine, Insert, Select, Table, Update, insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql.dml import Delete
+from sqlalchemy.sql.dml import Delete, ReturningUpdate
 
-Compiled = tuple[str, list[str] | None, Mapping[str, Any]]
+Compiled = tuple[str, bool, Sequence[tuple[str, Any]]]
+"""The text; are its parameters in order, or by name; each parameter with what it is where a row does not name it."""
 
 
-def _values(names: list[str] | None, fixed: Mapping[str, Any], row: Mapping[str, Any]) -> Any:  # noqa: ANN401  PEP 249
+def _values(in_order: bool, parameters: Sequence[tuple[str, Any]], row: Mapping[str, Any]) -> Any:  # noqa: ANN401, FBT001  PEP 249
     """The parameters as the driver wants them: in order, or by name."""
-    values = {**fixed, **row}
-    if names is None:
-        return {name: values.get(name) for name in fixed}
-    return tuple([values.get(name) for name in names])
+    if in_order:
+        return [row.get(name, fixed) for name, fixed in parameters]
+    return {name: row.get(name, fixed) for name, fixed in parameters}
 
 
 def _compiled(statement: ClauseElement, dialect: Dialect, columns: Sequence[str] | None) -> Compiled:
@@ -29,16 +29,16 @@ def _compiled(statement: ClauseElement, dialect: Dialect, columns: Sequence[str]
     names: list[str] | None = getattr(compiled, "positiontup", None)
     binds = getattr(compiled, "binds", {})
     fixed = {name: None if binds[name].required else value for name, value in compiled.params.items()}
-    return str(compiled), names, fixed
+    return str(compiled), names is not None, [(name, fixed.get(name)) for name in names or fixed]
 
 
 class PreparedSelect:
-    """One look-up with named parameters. A record is a named tuple of the selected columns."""
+    """One look-up with named parameters, or a change that returns what it changed. A record is a named tuple."""
 
-    def __init__(self, statement: Select[Any]) -> None:
+    def __init__(self, statement: Select[Any] | ReturningUpdate[Any]) -> None:
         self._statement = statement
         make: Any = namedtuple  # noqa: PYI024  the fields are the statement's
-        self._record = make("Record", [str(column.key) for column in statement.selected_columns])
+        self._record = make("Record", [str(column.key) for column in statement.exported_columns])
         self._compiled: dict[str, Compiled] = {}
 
     def all(self, tx: Connection, parameters: Mapping[str, Any]) -> list[Any]:
@@ -46,9 +46,9 @@ class PreparedSelect:
         name = tx.dialect.name
         if name not in self._compiled:
             self._compiled[name] = _compiled(self._statement, tx.dialect, None)
-        text, names, fixed = self._compiled[name]
+        text, in_order, known = self._compiled[name]
         cursor = tx.connection.cursor()
-        cursor.execute(text, _values(names, fixed, parameters))
+        cursor.execute(text, _values(in_order, known, parameters))
         records = [self._record._make(row) for row in cursor.fetchall()]
         cursor.close()
         return records
@@ -69,9 +69,9 @@ class Prepared:
 
     def __call__(self, tx: Connection, row: Mapping[str, Any]) -> int:
         """Execute it. A parameter that the row does not name has the value of the statement, or is null."""
-        text, names, fixed = self._of(tx)
+        text, in_order, known = self._of(tx)
         cursor = tx.connection.cursor()
-        cursor.execute(text, _values(names, fixed, row))
+        cursor.execute(text, _values(in_order, known, row))
         touched = int(cursor.rowcount)
         cursor.close()
         return touched
@@ -80,9 +80,9 @@ class Prepared:
         """Execute it for each row, in one call of the driver."""
         if not rows:
             return
-        text, names, fixed = self._of(tx)
+        text, in_order, known = self._of(tx)
         cursor = tx.connection.cursor()
-        cursor.executemany(text, [_values(names, fixed, row) for row in rows])
+        cursor.executemany(text, [_values(in_order, known, row) for row in rows])
         cursor.close()
 
     def _of(self, tx: Connection) -> Compiled:
