@@ -25,7 +25,7 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=
 # the time of it grow with the square of what a stranger sends. Possessive, so nothing is tried twice.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_NOT_STORED = re.compile("[\x00\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN = frozenset({str, int, bool, type(None)})
 MAX_DEPTH = 16
 MAX_TEXT = 4096
@@ -148,7 +148,7 @@ def unb64url(text: str) -> bytes:
 
 def rfc3339(moment: datetime) -> str:
     """The moment in UTC to the second, as `2026-11-21T12:00:00Z`."""
-    return moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
+    return moment.astimezone(UTC).isoformat(timespec="seconds")[: -len("+00:00")] + "Z"
 
 
 def parse_rfc3339(text: str) -> datetime:
@@ -216,7 +216,7 @@ def _text(cap: int) -> _Loader:
             raise MalformedMessage("", "is not a text")
         if len(value) > cap:
             raise MalformedMessage("", f"is {len(value)} characters, more than {cap}")
-        if _NOT_STORED.search(value):
+        if "\0" in value or not (value.isascii() or _SURROGATE.search(value) is None):  # ASCII is told at once
             raise MalformedMessage("", "has a character that no database stores")
         return value
 
