@@ -63,12 +63,12 @@ _WITH_AK = PreparedSelect(
         or_(device.c.state == "registered", device.c.state == "active", device.c.held_from.is_not(None)),
     )
 )
-_ASSIGNED = (
-    select(assignment.c.state, release)
-    .join(release, release.c.target == assignment.c.target)
+_ASSIGNED = PreparedSelect(
+    select(release)
+    .join(assignment, release.c.target == assignment.c.target)
     .where(assignment.c.device_id == bindparam("id"), release.c.withdrawn.is_(False))
 )
-_COMMITTED = (
+_COMMITTED = PreparedSelect(
     select(release)
     .join(device, device.c.release_target == release.c.target)
     .where(device.c.id == bindparam("id"), release.c.withdrawn.is_(False))
@@ -219,4 +219,4 @@ def remove_operator(tx: Connection, name: str) -> None:
 
 def releases_of(tx: Connection, device_id: str) -> list[Record]:
     """The releases whose reference values this device may show: the one it committed and the one assigned to it."""
-    return [*tx.execute(_COMMITTED, {"id": device_id}), *tx.execute(_ASSIGNED, {"id": device_id})]
+    return [*_COMMITTED.all(tx, {"id": device_id}), *_ASSIGNED.all(tx, {"id": device_id})]

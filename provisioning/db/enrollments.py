@@ -55,7 +55,8 @@ _OF_DEVICE = PreparedSelect(
     .where(certificate.c.device_id == bindparam("device"))
     .order_by(certificate.c.reserved_at, certificate.c.not_before, certificate.c.serial)
 )
-_BY_SERIAL = select(certificate).where(certificate.c.serial == bindparam("serial"))
+_BY_SERIAL = PreparedSelect(select(certificate).where(certificate.c.serial == bindparam("serial")))
+_OF_ENROLLMENT = PreparedSelect(select(certificate).where(certificate.c.enrollment_id == bindparam("id")))
 _SIGN = Prepared(
     update(certificate)
     .where(certificate.c.serial == bindparam("one"), certificate.c.signature.is_(None))
@@ -126,7 +127,7 @@ def give_up(tx: Connection, serial: str) -> None:
 
 def certificate_of_enrollment(tx: Connection, enrollment_id: str) -> Record | None:
     """The certificate that answers this challenge."""
-    return tx.execute(select(certificate).where(certificate.c.enrollment_id == enrollment_id)).first()
+    return cast("Record | None", _OF_ENROLLMENT.first(tx, {"id": enrollment_id}))
 
 
 def certificates_of_request(tx: Connection, enrollment_id: str | None, key_id: str, by: str) -> list[Record] | None:
@@ -142,7 +143,7 @@ def certificates_of_request(tx: Connection, enrollment_id: str | None, key_id: s
 
 def certificate_by_serial(tx: Connection, serial: str) -> Record | None:
     """The certificate of that serial (lower hex)."""
-    return tx.execute(_BY_SERIAL, {"serial": serial}).first()
+    return cast("Record | None", _BY_SERIAL.first(tx, {"serial": serial}))
 
 
 def certificates_of(tx: Connection, device_id: str) -> list[Record]:
