@@ -149,8 +149,9 @@ def refresh_online(directory: Path, signer: PrivateKey, now: datetime) -> None:
 def rotate_root(directory: Path, roles: Roles, signers: Sequence[PrivateKey], now: datetime) -> bytes:
     """Replace the root by one with these roles, signed by the thresholds of the old root and of the new one.
 
-    The other roles are signed again, so that they fit their new keys: the signers of all roles must be there. The new
-    root metadata is returned. Raises: TooFewSigners, RepositoryDamaged.
+    The other roles are signed again first, by their new keys and by those old ones that are there: whoever fetches
+    meanwhile finds them good by the root that it has. The signers of all new roles must be there. The new root metadata
+    is returned. Raises: TooFewSigners, RepositoryDamaged.
     """
     with _locked(directory):
         published = _published(directory)
@@ -163,7 +164,8 @@ def rotate_root(directory: Path, roles: Roles, signers: Sequence[PrivateKey], no
         data = metadata_bytes(root)
         published.targets.signed.version += 1
         versions = (published.snapshot.signed.version, published.timestamp.signed.version)
-        _publish_from(directory, root, published.targets, versions, signers, now, new_root=data)
+        _publish_from(directory, root, published.targets, versions, signers, now, before=old)
+        _write(directory, f"{root.signed.version}.root.json", data)
         return data
 
 
@@ -214,17 +216,20 @@ def _publish_from(
     signers: Sequence[PrivateKey],
     now: datetime,
     *,
-    new_root: bytes | None = None,
+    before: Root | None = None,
 ) -> None:
-    """Sign targets, snapshot, timestamp (all of them before anything is written), then write them in that order."""
+    """Sign targets, snapshot, timestamp (all of them before anything is written), then write them in that order.
+
+    `before`: the root that this one replaces; its keys sign too, where they are there.
+    """
     targets.signatures.clear()  # those of the version before; a key that does not sign today must not seem to
     targets.signed.expires = expiry_after(now, lifetime_of(root.signed, "targets"))
-    data = sign_metadata(targets, root.signed, "targets", signers)
+    data = sign_metadata(targets, root.signed, "targets", signers, before=before)
     entry = file_entry(targets.signed.version, data)
     for role in ("snapshot", "timestamp"):
         chosen_signers(root.signed, role, signers)
     _write(directory, f"{targets.signed.version}.targets.json", data)
-    _sign_online(directory, root.signed, entry, versions, signers, now, new_root=new_root)
+    _sign_online(directory, root.signed, entry, versions, signers, now, before=before)
 
 
 def _sign_online(
@@ -235,19 +240,17 @@ def _sign_online(
     signers: Sequence[PrivateKey],
     now: datetime,
     *,
-    new_root: bytes | None = None,
+    before: Root | None = None,
 ) -> None:
     """The next snapshot, then (last of all) the next timestamp. `versions` are those of the ones before."""
     number, stamp = versions[0] + 1, versions[1] + 1
     expires = expiry_after(now, lifetime_of(root, "snapshot"))
     snapshot = Metadata(Snapshot(version=number, expires=expires, meta={"targets.json": targets}))
-    snapshot_bytes = sign_metadata(snapshot, root, "snapshot", signers)
+    snapshot_bytes = sign_metadata(snapshot, root, "snapshot", signers, before=before)
     expires = expiry_after(now, lifetime_of(root, "timestamp"))
     timestamp = Metadata(Timestamp(version=stamp, expires=expires, snapshot_meta=file_entry(number, snapshot_bytes)))
-    timestamp_bytes = sign_metadata(timestamp, root, "timestamp", signers)
+    timestamp_bytes = sign_metadata(timestamp, root, "timestamp", signers, before=before)
     _write(directory, f"{number}.snapshot.json", snapshot_bytes)
-    if new_root is not None:
-        _write(directory, f"{root.version}.root.json", new_root)
     _write(directory, "timestamp.json", timestamp_bytes)
     # A client that is in the middle of a fetch needs the few snapshots before; older ones would only pile up.
     (directory / "metadata" / f"{number - SNAPSHOTS_KEPT}.snapshot.json").unlink(missing_ok=True)

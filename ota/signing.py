@@ -74,9 +74,18 @@ def tuf_key(key: PublicKey) -> SSlibKey:
     return SSlibKey.from_crypto(key, keyid=keyid_of(key))
 
 
-def sign_metadata(metadata: Metadata[Any], root: Root, role: str, signers: Sequence[PrivateKey]) -> bytes:
-    """The metadata with the signatures of those signers that `root` names for the role. Raises: TooFewSigners."""
+def sign_metadata(
+    metadata: Metadata[Any], root: Root, role: str, signers: Sequence[PrivateKey], *, before: Root | None = None
+) -> bytes:
+    """The metadata with the signatures of those signers that `root` names for the role. Raises: TooFewSigners.
+
+    `before`: an older root, for whoever has that one still. Those signers that it names sign too, however many.
+    """
     sign_for(metadata, root, role, signers)
+    if before is not None:
+        new = root.roles[role].keyids
+        old = [key for key in signers if keyid_of(key.public_key()) in set(before.roles[role].keyids) - set(new)]
+        _add(metadata, old)
     return metadata_bytes(metadata)
 
 
@@ -85,15 +94,19 @@ def sign_for(metadata: Metadata[Any], root: Root, role: str, signers: Sequence[P
 
     Raises: TooFewSigners; what a signer raises (a token's own error, not python-tuf's wrapper of it).
     """
-    for signer in chosen_signers(root, role, signers):
-        try:
-            metadata.sign(CryptoSigner(signer, tuf_key(signer.public_key())), append=True)
-        except UnsignedMetadataError as error:
-            raise (error.__cause__ or error) from None
+    _add(metadata, chosen_signers(root, role, signers))
     try:
         root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
     except UnsignedMetadataError as error:
         raise refusals.TooFewSigners(role, expected="good signatures", actual=error) from error
+
+
+def _add(metadata: Metadata[Any], signers: Sequence[PrivateKey]) -> None:
+    for signer in signers:
+        try:
+            metadata.sign(CryptoSigner(signer, tuf_key(signer.public_key())), append=True)
+        except UnsignedMetadataError as error:
+            raise (error.__cause__ or error) from None
 
 
 def chosen_signers(root: Root, role: str, signers: Sequence[PrivateKey]) -> list[PrivateKey]:
