@@ -7,7 +7,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import Prepared, prepared_insert
-from provisioning.db.tables import RARE_LEAF, Checkpoint, Leaf
+from provisioning.db.tables import BULK_LEAVES, RARE_LEAF, Checkpoint, Leaf
 
 leaf, checkpoint = table_of(Leaf), table_of(Checkpoint)
 _INSERT = prepared_insert(leaf)
@@ -54,8 +54,9 @@ def add_checkpoint(tx: Connection, *, size: int, root: bytes, frontier: bytes, n
 
 
 def of_kind(tx: Connection, kind: str) -> list[Record]:
-    """All leaves of a kind that `RARE_LEAF` covers, in the order in which they came."""
-    return list(tx.execute(select(leaf).where(RARE_LEAF, leaf.c.kind == kind).order_by(leaf.c.id)))
+    """All leaves of a kind, in the order in which they came. Only the kinds that `RARE_LEAF` covers have an index."""
+    rare = () if kind in BULK_LEAVES else (RARE_LEAF,)
+    return list(tx.execute(select(leaf).where(*rare, leaf.c.kind == kind).order_by(leaf.c.id)))
 
 
 def newest_at(tx: Connection, kind: str) -> int:

@@ -272,8 +272,10 @@ class DirectorMetadata(SQLModel, table=True):
     files: str = text(nullable=False)
 
 
-RARE_LEAF = sql("kind NOT IN ('certificate', 'attestation', 'revocation')")
-"""Kinds that are looked up: those that are written for each certificate are only read in their order."""
+BULK_LEAVES = ("certificate", "attestation", "revocation")
+"""Kinds that are written for each certificate, and only read in their order."""
+RARE_LEAF = sql(f"kind NOT IN ({', '.join(map(repr, BULK_LEAVES))})")
+"""The others, which are looked up."""
 
 
 class Leaf(SQLModel, table=True):

@@ -147,7 +147,8 @@ def test_a_group_has_a_policy_of_its_own(owner, eve, text, tmp_path):
     assert owner.asks("devices", "show", "light-00000")["group"] == "pilot"
     owner.types("policy", "test", "light", "--group", "pilot")
     assert f"group pilot, version {version}: 1 judged, 1 pass" in owner.err
-    assert "group pilot" in owner.types("policy", "show", "light", "--group", "pilot")
+    assert owner.types("policy", "show", "light", "--group", "pilot") == pilot.read_text()
+    assert "group pilot" in owner.err
     eve.types("devices", "group", "light-00000", status=1)
     owner.types("devices", "group", "light-00000")
     owner.types("policy", "test", pilot, "--group", "pilot", status=1)

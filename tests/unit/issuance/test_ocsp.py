@@ -218,10 +218,14 @@ def test_a_response_that_ends_at_once_is_refused(hierarchy):
         build_response([(_asked(hierarchy), Standing())], KEY_HASH, this_update=NOW, next_update=NOW)
 
 
+def _flipped(octets):
+    return octets[:-1] + bytes([octets[-1] ^ 1])
+
+
 HELD = Standing(at=NOW - timedelta(days=1), reason=Reason.CERTIFICATE_HOLD)
 OTHERS = {
     "another serial": lambda asked: {"answers": ((replace(asked, serial=7), HELD),)},
-    "another issuer": lambda asked: {"answers": ((replace(asked, issuer=asked.issuer[:-1] + b"\xff"), HELD),)},
+    "another issuer": lambda asked: {"answers": ((replace(asked, issuer=_flipped(asked.issuer)), HELD),)},
     "good": lambda asked: {"answers": ((asked, Standing()),)},
     "another reason": lambda asked: {"answers": ((asked, replace(HELD, reason=Reason.SUPERSEDED)),)},
     "another time": lambda asked: {"answers": ((asked, replace(HELD, at=NOW)),)},
