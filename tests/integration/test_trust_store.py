@@ -446,3 +446,20 @@ def _without(folder, hidden):
         return fetch(path, most)
 
     return partial
+
+
+def test_a_device_can_follow_at_every_moment_of_a_change_of_the_root(world, monkeypatch):
+    world.store.refresh()
+    new, versions = Keys(), []
+    write = repository._write
+
+    def written(directory, name, data):
+        write(directory, name, data)
+        versions.append(TrustStore(world.state / f"{len(versions)}", world.anchor, world.fetch, lambda: NOW).refresh())
+        assert world.store.refresh().bundle == make_bundle()
+
+    monkeypatch.setattr(repository, "_write", written)
+    known = world.keys.roles
+    roles = Roles(new.roles.root, new.roles.targets, known.snapshot, known.timestamp)
+    repository.rotate_root(world.source, roles, [*world.keys.signers, *new.offline], NOW)
+    assert len(versions) == 4
