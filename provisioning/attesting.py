@@ -167,7 +167,8 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
         if settled != health.Health.HEALTHY and answered.challenge.flow != "attest":
             raise QuarantineStands(expected="no open finding about a clone", actual=f"health {settled}")
         devices.attested(tx, device_id, at, due=due, settled=settled, **shown)
-    notice_ak_twice(tx, service, device_id, answered.ak_name)
+    if answered.device.ak_name != answered.ak_name:  # else it was looked for when the record got this AK
+        notice_ak_twice(tx, service, device_id, answered.ak_name)
     observing.note_passed(service, tx, answered, outcome.pcrs, outcome.findings)
     if softened := [finding.what for finding in outcome.findings if finding.refused]:
         detail = {"would_refuse": len(softened), "first": softened[0], "policy": answered.policy_id}
