@@ -31,7 +31,7 @@ from provisioning.refusals import (
     TpmWentBack,
 )
 from provisioning.service import Service
-from wire.codec import encode
+from wire.codec import b64url, encode
 from wire.messages import Evidence, PlatformEvidence
 from wire.problems import Problem
 
@@ -114,7 +114,12 @@ def stored_form(evidence: Evidence | PlatformEvidence, received: bytes) -> bytes
     """Evidence as it is kept: the bytes that were received, but that a log is kept once, by its hash."""
     if evidence.boot_log is None and evidence.ima_log is None:
         return received
-    return encode(observing.without_logs(evidence))
+    named = observing.without_logs(evidence)
+    if evidence.boot_log is not None and named.boot_log_sha256 is not None and evidence.ima_log is None:
+        whole = f'"boot_log":"{b64url(evidence.boot_log)}"'.encode()
+        if received.count(whole) == 1:  # as agents write it: the rest need not be written again
+            return received.replace(whole, f'"boot_log_sha256":"{b64url(named.boot_log_sha256)}"'.encode())
+    return encode(named)
 
 
 @dataclass(frozen=True, slots=True)
