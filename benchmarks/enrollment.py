@@ -6,18 +6,16 @@ RSA, ECDSA, the token and durable inserts, and nothing around them.
 """
 
 import json
-import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
+from benchmarks.primitives import each, row_each
 from benchmarks.stack import BIN, FOLDER, STATION, Stack, running_stack
 from hsm.softhsm import create_token, settings
 from hsm.token import Token
@@ -25,9 +23,6 @@ from lab.light_fleet import FleetFiles, make_fleet
 
 KEEP_ALIVE = 2000
 NEW_TLS = 1000
-ROUNDS = 5
-TIMES = 200
-ROWS_A_COMMIT = 30
 ECDSA_VERIFICATIONS = 5
 """EK certificate, quote, certification, CSR, and the CA's own signature before it leaves."""
 ROWS = 4
@@ -52,7 +47,7 @@ def _measured(name: str, devices: int, *options: str) -> dict[str, str | float]:
         stack.muster("policy", "set", fleet.policy)
         for rows in fleet.registrations:
             stack.muster("factory", "register", rows, "--station", STATION)
-        limit = 1e6 / _primitives_microseconds()
+        limit = 1 / _primitives_seconds()
         value = _load(stack, fleet, devices, *options)
     return {
         "name": name,
@@ -74,15 +69,15 @@ def _load(stack: Stack, fleet: FleetFiles, devices: int, *options: str) -> float
     return float(json.loads(done.stdout)["enrollments_per_second"])
 
 
-def _primitives_microseconds() -> float:
+def _primitives_seconds() -> float:
     """RSA-OAEP for the credential, ECDSA verifications, one signature in the token, the rows in grouped commits."""
     ek = rsa.generate_private_key(65537, 2048).public_key()
     oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), b"IDENTITY\0")
     key, message = ec.generate_private_key(ec.SECP256R1()), bytes(300)
     signature, public = key.sign(message, SHA256), key.public_key()
-    rsa_each = _each(lambda: ek.encrypt(bytes(32), oaep))
-    ecdsa_each = _each(lambda: public.verify(signature, message, SHA256))
-    return rsa_each + ECDSA_VERIFICATIONS * ecdsa_each + _token_each() + ROWS * _row_each()
+    rsa_each = each(lambda: ek.encrypt(bytes(32), oaep))
+    ecdsa_each = each(lambda: public.verify(signature, message, SHA256))
+    return rsa_each + ECDSA_VERIFICATIONS * ecdsa_each + _token_each() + ROWS * row_each(FOLDER)
 
 
 def _token_each() -> float:
@@ -90,34 +85,4 @@ def _token_each() -> float:
         create_token(Path(name), "bench", PIN, PIN)
         with Token(settings(Path(name)), "bench", lambda: PIN) as token:
             key = token.generate_ec_key("bench")
-            return _each(lambda: key.sign(bytes(300), SHA256))
-
-
-def _row_each() -> float:
-    """One row of 1 KiB, thirty in a commit, each commit on the disk before the next."""
-    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
-        connection = sqlite3.connect(Path(name) / "bench.db", isolation_level=None)
-        connection.execute("pragma journal_mode = wal")
-        connection.execute("pragma synchronous = full")
-        connection.execute("create table row (id integer primary key, content blob)")
-        rows = [(bytes(1024),)] * ROWS_A_COMMIT
-
-        def commit() -> None:
-            connection.execute("begin")
-            connection.executemany("insert into row (content) values (?)", rows)
-            connection.execute("commit")
-
-        each = _each(commit, 20) / ROWS_A_COMMIT
-        connection.close()
-        return each
-
-
-def _each(work: Callable[[], object], times: int = TIMES) -> float:
-    """Microseconds of one, the median of a few rounds."""
-    taken = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for _ in range(times):
-            work()
-        taken.append((time.perf_counter() - start) / times * 1e6)
-    return median(taken)
+            return each(lambda: key.sign(bytes(300), SHA256))

@@ -11,20 +11,19 @@ import asyncio
 import hashlib
 import secrets
 import shutil
-import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from benchmarks.primitives import each, row_each
 from benchmarks.stack import FOLDER
 from hsm.softhsm import create_token, settings
 from hsm.token import Token
@@ -48,7 +47,7 @@ FLEETS, EACH = 4, 2500
 """10,000 devices: each fleet has a model, a policy and an EK root of its own."""
 LANES = 16
 """Devices that are worked on at once, as the bridge does."""
-ROUNDS, TIMES, ROWS, ROWS_A_COMMIT = 5, 200, 4, 30
+ROWS = 4
 LATER = timedelta(hours=30)
 """So long after they enrolled: all of them are due."""
 SHA256 = ec.ECDSA(hashes.SHA256())
@@ -202,37 +201,8 @@ def _primitives_seconds(folder: Path) -> float:
     create_token(folder / "limit", "bench", PIN, PIN)
     with Token(settings(folder / "limit"), "bench", lambda: PIN) as token:
         held = token.generate_ec_key("bench")
-        signing = _each(lambda: held.sign(message, SHA256))
-    verifying = _each(lambda: public.verify(signature, message, SHA256))
-    sealing = _each(lambda: ek.encrypt(bytes(32), oaep))
-    hashing = _each(lambda: hashlib.sha256(message).digest())
-    return sealing + 2 * verifying + 2 * signing + ROWS * _row_each(folder) + hashing
-
-
-def _row_each(folder: Path) -> float:
-    """One row of 1 KiB, thirty in a commit."""
-    connection = sqlite3.connect(folder / "limit.db", isolation_level=None)
-    connection.execute("pragma journal_mode = wal")
-    connection.execute("pragma synchronous = full")
-    connection.execute("create table row (id integer primary key, content blob)")
-    rows = [(bytes(1024),)] * ROWS_A_COMMIT
-
-    def commit() -> None:
-        connection.execute("begin")
-        connection.executemany("insert into row (content) values (?)", rows)
-        connection.execute("commit")
-
-    each = _each(commit, 20) / ROWS_A_COMMIT
-    connection.close()
-    return each
-
-
-def _each(work: Callable[[], object], times: int = TIMES) -> float:
-    """Seconds of processor time of one, the median of a few rounds."""
-    taken = []
-    for _ in range(ROUNDS):
-        start = time.process_time()
-        for _ in range(times):
-            work()
-        taken.append((time.process_time() - start) / times)
-    return median(taken)
+        signing = each(lambda: held.sign(message, SHA256), clock=time.process_time)
+    verifying = each(lambda: public.verify(signature, message, SHA256), clock=time.process_time)
+    sealing = each(lambda: ek.encrypt(bytes(32), oaep), clock=time.process_time)
+    hashing = each(lambda: hashlib.sha256(message).digest(), clock=time.process_time)
+    return sealing + 2 * verifying + 2 * signing + ROWS * row_each(folder, time.process_time) + hashing
