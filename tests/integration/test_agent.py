@@ -328,6 +328,7 @@ def test_a_device_whose_tpm_was_cleared_enrolls_again_as_soon_as_that_is_approve
     device = boot("cleared")
     assert agent(device, "enroll")[0] == 0
     before = IdentityStore(state_of(device) / "identity").current()
+    stack.seen_later("cleared")
     device.tpm.clear()
     device.boot_firmware()
     child, log = run(device)
