@@ -1,4 +1,4 @@
-"""The tables of `explain`: evidence that was refused, and the values that devices showed last.
+"""The tables of `explain`: evidence that was refused, and the values that devices showed last; who is judged again.
 
 Declared as in `tables`. Used nowhere but in `db`.
 """
@@ -22,6 +22,13 @@ class RefusedEvidence(SQLModel, table=True):
     evidence: bytes = blob(nullable=False)
     boot_log: bytes | None = blob()
     ima_log: bytes | None = blob()
+
+
+class JudgeAgain(SQLModel, table=True):
+    """A device whose policy changed while it was refused: may it be that it is accepted now? Gone once that is known."""
+
+    __tablename__ = "judge_again"
+    device_id: str = Field(primary_key=True)
 
 
 class Shown(SQLModel, table=True):

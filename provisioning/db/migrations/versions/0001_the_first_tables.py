@@ -330,6 +330,9 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_finding_device_id"), ["device_id"], unique=False)
 
     op.create_table(
+        "judge_again", sa.Column("device_id", sa.String(), nullable=False), sa.PrimaryKeyConstraint("device_id")
+    )
+    op.create_table(
         "leaf",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=True),
@@ -596,6 +599,7 @@ def downgrade() -> None:
         )
 
     op.drop_table("leaf")
+    op.drop_table("judge_again")
     with op.batch_alter_table("finding", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_finding_device_id"))
         batch_op.drop_index(
