@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from ota.files import replace_file
 from ota.repository import refresh_online
-from provisioning import crls, journal, linting, ocsp, outbox, reattesting, revoking, rotation
+from provisioning import crls, journal, linting, ocsp, outbox, reattesting, recalling, revoking, rotation
 from provisioning.authorities import LOG
 from provisioning.db import commands, leaves, revocations
 from provisioning.db.devices import Record
@@ -38,6 +38,7 @@ REVOKED_SECONDS = 0.2
 CRL_SECONDS = 0.5
 RESPONDER_SECONDS = 2.0
 ATTEST_SECONDS = 1.0
+RECALL_SECONDS = 1.0
 CHECKPOINT_SECONDS = 1.0
 EXPIRY_SECONDS = 60.0
 STRANGERS_SECONDS = 60.0
@@ -137,6 +138,7 @@ def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
         Duty("crl", CRL_SECONDS, revoked.sign, revoked.wake_crl),
         Duty("ocsp", RESPONDER_SECONDS, lambda: ocsp.renew_responder(service)),
         Duty("attest", ATTEST_SECONDS, lambda: _ask_due(service, wake)),
+        Duty("recall", RECALL_SECONDS, lambda: _recall(service)),
         Duty("log", CHECKPOINT_SECONDS, lambda: sequence(service)),
         Duty("rollover", ROLLOVER_SECONDS, upkeep.look_after),
         Duty("trust", TRUST_SECONDS, lambda: refresh_trust(service)),
@@ -284,6 +286,11 @@ class Revoked:
 async def _ask_due(service: Service, wake: asyncio.Event) -> None:
     if await reattesting.ask_due(service):
         wake.set()
+
+
+async def _recall(service: Service) -> None:
+    if asked := await recalling.recall(service):
+        _log.info("policy.recalled", devices=asked)
 
 
 async def sequence(service: Service) -> None:

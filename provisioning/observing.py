@@ -10,7 +10,7 @@ from provisioning.attestation.explanation_values import shown_digest, shown_valu
 from provisioning.attestation.quote import VerifiedPcrs
 from provisioning.attestation.rejudging import StoredEvidence, verify_stored_quote
 from provisioning.challenges import Answered
-from provisioning.db import evidence, leaves, logs
+from provisioning.db import devices, evidence, judge_again, leaves, logs, policies
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
 from provisioning.refusals import Finding, Refusal
@@ -63,6 +63,9 @@ class Shown:
         }
         evidence.keep_refused(tx, row, KEPT)
         _put(tx, device, self.pcrs, self.findings)
+        current = devices.by_id(tx, device.id)
+        if current is not None and policies.newest_policy_id(tx, current.model, current.group) != row["policy_id"]:
+            judge_again.add_device(tx, device.id)  # its policy changed while this was on its way
 
 
 def shown_by(

@@ -21,7 +21,7 @@ from provisioning.journal import STRANGERS, leaf
 from provisioning.refusals import NoPolicyForModel, NotFound, Refusal
 from provisioning.service import Service
 from wire.binding import Flow, key_id
-from wire.codec import b64url, encode, parse_json, parse_rfc3339, to_json
+from wire.codec import b64url, encode, parse_json, parse_rfc3339, rfc3339, to_json
 from wire.envelope import pae, seal
 from wire.messages import (
     PAYLOAD_TYPE,
@@ -127,6 +127,22 @@ def put(tx: Connection, service: Service, order: Order) -> str:
     }
     commands.add(tx, row)
     return message_id
+
+
+def put_anew(tx: Connection, service: Service, order: Order) -> str:
+    """As `put`, for a command with a challenge; one that waits already is due now, with a new challenge.
+
+    The one that it carries was made under the policy of its time, and would be judged by that.
+    """
+    waiting = commands.pending_of(tx, order.device_id, order.kind)
+    if waiting is None:
+        return put(tx, service, order)
+    stored, now = _stored(waiting.body), service.clock()
+    if "challenge" in stored:
+        over = {**stored["challenge"], "expires_at": rfc3339(now)}
+        commands.set_body(tx, waiting.message_id, encode({**stored, "challenge": over}))
+    commands.hurry(tx, order.device_id, int(now.timestamp()))
+    return str(waiting.message_id)
 
 
 async def order(service: Service, name: str, kind: str, *, by: str) -> Record:

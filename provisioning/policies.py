@@ -12,7 +12,7 @@ from provisioning import ek_roots, rejudging
 from provisioning.access import Role
 from provisioning.attestation.learning import learned
 from provisioning.attestation.policy import Policy, parse_policy
-from provisioning.db import devices, leaves, policies
+from provisioning.db import devices, judge_again, leaves, policies
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
 from provisioning.refusals import NotFound, RequestMalformed, SecondPersonRequired, StateConflict
@@ -234,6 +234,7 @@ async def set_group(service: Service, name: str, group: str | None, *, by: str) 
             raise StateConflict(expected="a device in service", actual=device.state)
         devices.change(tx, device.id, group=group)
         devices.look_again(tx, device.model, int(service.clock().timestamp()), only=device.id)
+        judge_again.add_device(tx, device.id)
         leaves.add(tx, entry)
         policy = policies.newest_policy(tx, device.model, group)
         version = None if policy is None else policy.version

@@ -12,6 +12,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from provisioning.attestation.appraisal import softened
 from provisioning.attestation.learning import Lessons
 from provisioning.attestation.policy import Policy
 from provisioning.attestation.rejudging import StoredEvidence, Verdict, judge_again, verify_shown
@@ -151,6 +152,18 @@ def _newest_by_name(model: str, name: str, tx: Connection) -> tuple[Record, Reco
     if device is None or device.model != model or device.state in attestations.OUT_OF_SERVICE:
         raise NotFound(expected=f"the id or serial of a device of model {model}, in service", actual=name)
     return device, attestations.newest_of(tx, device.id)
+
+
+def accepts(service: Service, now: datetime, policy: Policy, item: Item) -> bool:
+    """Would a policy let pass what this device was refused for (`item.row`)? As it is: its mode may soften it.
+
+    What it asks for and was not shown is no refusal: whoever asks the device sees. Pure work, for a thread.
+    """
+    kept, device = item.row, item.device
+    if softened(policy, (device.id, device.serial)):
+        return _endorsement_refusal(service, now, policy, device) is None
+    stored = StoredEvidence(kept.evidence, kept.ak_public, kept.boot_log, kept.ima_log)
+    return _judged(service, now, policy, item, stored).outcome != "fail"
 
 
 async def accepts_what_was_refused(service: Service, before: Policy, after: Policy) -> tuple[Finding, ...]:

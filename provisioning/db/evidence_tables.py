@@ -25,7 +25,7 @@ class RefusedEvidence(SQLModel, table=True):
 
 
 class JudgeAgain(SQLModel, table=True):
-    """A device whose policy changed while it was refused: may it be that it is accepted now? Gone once that is known."""
+    """A device whose policy changed while it was refused: is it accepted now? Gone once that is known."""
 
     __tablename__ = "judge_again"
     device_id: str = Field(primary_key=True)

@@ -14,11 +14,11 @@ REFUSED = ("failing", "quarantined")
 
 def add_model(tx: Connection, model: str) -> None:
     """Put every device of a model on the list that is refused, and of which it is known what it showed."""
-    _add(tx, device.c.model == model)
+    _add(tx, device.c.model == model, device.c.health.in_(REFUSED))
 
 
 def add_device(tx: Connection, device_id: str) -> None:
-    """Put one device on the list, where it is such a device."""
+    """Put one device on the list of which it is known what it showed when it was refused."""
     _add(tx, device.c.id == device_id)
 
 
@@ -46,8 +46,8 @@ def newest_refusal(tx: Connection, device_id: str) -> str | None:
     return None if found is None else str(found.refusal_id)
 
 
-def _add(tx: Connection, which: ColumnElement[bool]) -> None:
+def _add(tx: Connection, *which: ColumnElement[bool]) -> None:
     known = exists().where(refused.c.device_id == device.c.id)
     there = exists().where(waiting.c.device_id == device.c.id)
-    new = select(device.c.id).where(which, device.c.state == "active", device.c.health.in_(REFUSED), known, ~there)
+    new = select(device.c.id).where(*which, device.c.state == "active", known, ~there)
     tx.execute(insert(waiting).from_select(["device_id"], new))

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, bindparam, func, insert, literal_column, or_, select, update
 
-from provisioning.db import devices
+from provisioning.db import devices, judge_again
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record
 from provisioning.db.prepared import PreparedSelect
@@ -102,6 +102,7 @@ def put_into_force(tx: Connection, draft: Record, *, now: int, by: str | None) -
     promoted = {"promoted_at": None if by is None else now, "promoted_by": by}
     tx.execute(update(policy).where(policy.c.id == draft.id).values(state="active", **promoted))
     devices.look_again(tx, draft.model, now)
+    judge_again.add_model(tx, draft.model)
 
 
 def add_policy(tx: Connection, *, model: str, text: str, now: int, by: str, group: str | None = None) -> int:
