@@ -1,6 +1,8 @@
 """Devices that are refused, and whose policy changed since: a list that is worked off. Reads and writes."""
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select
+from collections.abc import Collection
+
+from sqlalchemy import ColumnElement, Connection, delete, exists, insert, or_, select
 
 from provisioning.db.columns import table_of
 from provisioning.db.devices import Record, device
@@ -12,9 +14,13 @@ REFUSED = ("failing", "quarantined")
 """What a device's health is that was refused last."""
 
 
-def add_model(tx: Connection, model: str) -> None:
-    """Put every device of a model on the list that is refused, and of which it is known what it showed."""
-    _add(tx, device.c.model == model, device.c.health.in_(REFUSED))
+def add_group(tx: Connection, model: str, group: str | None, others: Collection[str]) -> None:
+    """Put the devices of a group on the list that are refused, and of which it is known what they showed.
+
+    `group` None: all of the model but those of `others`, the groups that have a policy of their own.
+    """
+    mine = or_(device.c.group.is_(None), device.c.group.not_in(others)) if group is None else device.c.group == group
+    _add(tx, device.c.model == model, mine, device.c.health.in_(REFUSED))
 
 
 def add_device(tx: Connection, device_id: str) -> None:

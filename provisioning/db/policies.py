@@ -102,7 +102,7 @@ def put_into_force(tx: Connection, draft: Record, *, now: int, by: str | None) -
     promoted = {"promoted_at": None if by is None else now, "promoted_by": by}
     tx.execute(update(policy).where(policy.c.id == draft.id).values(state="active", **promoted))
     devices.look_again(tx, draft.model, now)
-    judge_again.add_model(tx, draft.model)
+    judge_again.add_group(tx, draft.model, draft.group or None, groups_of(tx, draft.model))
 
 
 def add_policy(tx: Connection, *, model: str, text: str, now: int, by: str, group: str | None = None) -> int:
