@@ -11,21 +11,18 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
-from provisioning import challenges, health, revoking
+from provisioning import revoking
 from provisioning.db import devices, findings, leaves
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
-from provisioning.monitoring import CLONES, Kind, suspicion
-from provisioning.refusals import NoPolicyForModel, NotFound, Refusal, StateConflict
+from provisioning.monitoring import Kind, suspicion
+from provisioning.refusals import NotFound, Refusal, StateConflict
 from provisioning.service import Service
 from wire.codec import rfc3339
 
 Json = dict[str, object]
-BY_POLICY = "policy"
-"""Who ended or quarantined a device, where its policy did."""
 SHOWN = 20
 """Open findings that stand beside a device's record."""
-_KEY_IN_TWO_PLACES = frozenset({Kind.TWO_SESSIONS, Kind.CLONED_STATE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +44,9 @@ def notice(tx: Connection, service: Service, noticed: Noticed) -> bool:
     now = service.clock()
     at = int(now.timestamp())
     device, kind = noticed.device_id, noticed.kind
-    if not findings.open(tx, device, kind, noticed.detail, at, key=noticed.key):
+    if not findings.open(tx, device, kind, noticed.detail, at, key=noticed.key, proven=noticed.proven):
         return False
-    answer = _answer(tx, service, noticed, at)
+    answer = revoking.answer_clone(tx, service, device, kind, at) if noticed.proven else None
     if answer is not None:
         findings.set_response(tx, device, kind, answer, key=noticed.key)
     record = {"device": device, "finding": kind.value, "key": noticed.key, "response": answer}
@@ -137,27 +134,6 @@ def as_json(row: Record) -> Json:
         "closed": _time(row.closed_at),
         "closed_by": row.closed_by,
     }
-
-
-def _answer(tx: Connection, service: Service, noticed: Noticed, at: int) -> str | None:
-    """Carry out the policy's `on_clone`; what was done."""
-    device = devices.by_id(tx, noticed.device_id)
-    if not noticed.proven or noticed.kind not in CLONES or device is None or device.state == "revoked":
-        return None
-    try:
-        wanted = challenges.policy_for(tx, service, device.model, device.group).rules.on_clone
-    except NoPolicyForModel:
-        return None
-    if wanted == "quarantine":
-        health.change(tx, service, device, "cloned", at, why=noticed.kind.value)
-        return wanted
-    if wanted == "revoke":
-        reason = "key-compromise" if noticed.kind in _KEY_IN_TWO_PLACES else "privilege-withdrawn"
-        revoking.end_device(tx, device, reason, at)
-        now = datetime.fromtimestamp(at, UTC)
-        leaves.add(tx, leaf(service, "revocation", now, device=device.id, reason=reason, by=BY_POLICY))
-        return wanted
-    return None
 
 
 def _time(at: int | None) -> str | None:

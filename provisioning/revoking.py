@@ -5,20 +5,25 @@ nothing here needs the HSM.
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
-from provisioning import health
-from provisioning.db import devices, enrollments, leaves, revocations
+from provisioning import challenges, health
+from provisioning.db import devices, enrollments, findings, judge_again, leaves, revocations
 from provisioning.db.devices import Record
 from provisioning.db.revocations import HOLD
 from provisioning.issuance.revocation import REASONS
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, NotOnHold, RequestMalformed, StateConflict
+from provisioning.monitoring import CLONES, Kind
+from provisioning.refusals import NoPolicyForModel, NotFound, NotOnHold, RequestMalformed, StateConflict
 from provisioning.service import Service
 
 BY_OWNER = frozenset({"root-ca", "issuing-ca"})
 """Profiles of certificates that are revoked where the root's key is (`muster crl sign`)."""
+BY_POLICY = "policy"
+"""Who ended a device, where its policy did."""
+_KEY_IN_TWO_PLACES = frozenset({Kind.TWO_SESSIONS, Kind.CLONED_STATE})
 
 
 async def revoke_device(service: Service, name: str, reason: str, *, by: str) -> Record:
@@ -56,10 +61,11 @@ def end_device(tx: Connection, device: Record, reason: str, at: int) -> None:
 
 
 async def release_device(service: Service, name: str, *, by: str) -> Record:
-    """Bring a device back that is on hold, with every certificate of it that is.
+    """Bring a device back that is on hold, with every certificate of it that is; the device as it is then is returned.
 
-    Not what quarantine holds as well: that waits for a pass. A device that cannot attest is released from quarantine
-    by this, since nothing else could. Raises: NotFound, NotOnHold.
+    Not what quarantine holds as well: that waits for a pass. What was found about it while it was on hold gets the
+    answer of its policy now: it may be in quarantine, or revoked for good. A device that cannot attest is released
+    from quarantine by this, since nothing else could. Raises: NotFound, NotOnHold.
     """
     now = service.clock()
     at = int(now.timestamp())
@@ -73,14 +79,45 @@ async def release_device(service: Service, name: str, *, by: str) -> Record:
             devices.change(tx, device.id, state=device.held_from, held_from=None)
             for certificate in enrollments.certificates_of(tx, device.id):
                 health.release_held(tx, device, certificate, at)
+            leaves.add(tx, entry)
+            _answer_found(tx, service, device.id, at)
+            judge_again.add_device(tx, device.id)  # its policy may have changed meanwhile
         elif device.health in health.NARROWED and device.assurance != "attested":
             health.change(tx, service, device, "released", at, why=by)
+            leaves.add(tx, entry)
         else:
             raise NotOnHold(expected="a device on hold", actual=f"{state_of(device)}, health {device.health}")
-        leaves.add(tx, entry)
-        return device
+        return devices.by_id(tx, device.id) or device
 
     return await service.ledger.write(write)
+
+
+def answer_clone(tx: Connection, service: Service, device_id: str, kind: Kind, at: int) -> str | None:
+    """Carry out the policy's `on_clone` for what a device proved; what was done. Nothing while it is on hold."""
+    device = devices.by_id(tx, device_id)
+    if kind not in CLONES or device is None or device.state == "revoked":
+        return None
+    try:
+        wanted = challenges.policy_for(tx, service, device.model, device.group).rules.on_clone
+    except NoPolicyForModel:
+        return None
+    if wanted == "quarantine":
+        health.change(tx, service, device, "cloned", at, why=kind.value)
+        return wanted
+    if wanted == "revoke":
+        reason = "key-compromise" if kind in _KEY_IN_TWO_PLACES else "privilege-withdrawn"
+        end_device(tx, device, reason, at)
+        now = datetime.fromtimestamp(at, UTC)
+        leaves.add(tx, leaf(service, "revocation", now, device=device.id, reason=reason, by=BY_POLICY))
+        return wanted
+    return None
+
+
+def _answer_found(tx: Connection, service: Service, device_id: str, at: int) -> None:
+    """What was found about a device while it was on hold, and is open still, has its consequence now."""
+    for found in findings.unanswered(tx, device_id, CLONES):
+        if (answer := answer_clone(tx, service, device_id, Kind(found.kind), at)) is not None:
+            findings.set_response(tx, device_id, found.kind, answer, key=found.key)
 
 
 async def revoke_certificate(service: Service, serial: str, reason: str, *, by: str) -> Record:

@@ -27,6 +27,8 @@ class Finding(SQLModel, table=True):
     last_at: int = moment(nullable=False)
     """When the same was seen last."""
     times: int = 1
+    proven: bool = True
+    """Did the device itself prove it? A policy answers nothing else."""
     response: str | None = None
     """What the policy's `on_clone` did to the device: `quarantine`, `revoke`, or nothing."""
     closed_at: int | None = moment()

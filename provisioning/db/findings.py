@@ -1,7 +1,7 @@
 """Findings about devices: reads and writes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -19,14 +19,23 @@ _WITH_DEVICE = finding.join(device, device.c.id == finding.c.device_id, isouter=
 _OPEN = finding.c.closed_at.is_(None)
 
 
-def open(tx: Connection, device_id: str, kind: str, detail: Mapping[str, object], at: int, *, key: str = "") -> bool:  # noqa: A001  that is what it does
+def open(  # noqa: A001  that is what it does
+    tx: Connection,
+    device_id: str,
+    kind: str,
+    detail: Mapping[str, object],
+    at: int,
+    *,
+    key: str = "",
+    proven: bool = True,
+) -> bool:
     """Open a finding. False, and it is counted, where one of the same kind and key is open already."""
     mine = (finding.c.device_id == device_id, finding.c.kind == kind, finding.c.key == key, _OPEN)
     again = update(finding).where(*mine).values(times=finding.c.times + 1, last_at=at)
     if tx.execute(again).rowcount:
         return False
     row = {"device_id": device_id, "kind": kind, "key": key, "detail": _text(detail), "at": at, "last_at": at}
-    tx.execute(insert(finding).values(times=1, **row))
+    tx.execute(insert(finding).values(times=1, proven=proven, **row))
     return True
 
 
@@ -34,6 +43,13 @@ def is_open(tx: Connection, device_id: str, *kinds: str) -> bool:
     """Is a finding of one of these kinds open about this device?"""
     mine = (finding.c.device_id == device_id, finding.c.kind.in_(kinds), _OPEN)
     return tx.execute(select(finding.c.id).where(*mine).limit(1)).first() is not None
+
+
+def unanswered(tx: Connection, device_id: str, kinds: Collection[str]) -> list[Record]:
+    """The open findings of these kinds that the device proved, and because of which nothing was done; oldest first."""
+    mine = (finding.c.device_id == device_id, finding.c.kind.in_(kinds), _OPEN)
+    without = (finding.c.proven, finding.c.response.is_(None))
+    return list(tx.execute(select(finding).where(*mine, *without).order_by(finding.c.id)))
 
 
 def set_response(tx: Connection, device_id: str, kind: str, response: str, *, key: str = "") -> None:

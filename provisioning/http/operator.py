@@ -133,7 +133,7 @@ async def _revoke(asked: Asked) -> object:
 
 async def _release(asked: Asked) -> object:
     device = await revoking.release_device(asked.call.service, asked.name, by=asked.operator.name)
-    return {"device": device.id, "state": device.held_from}
+    return {"device": device.id, "state": revoking.state_of(device), "health": device.health}
 
 
 async def _certificates(asked: Asked) -> object:

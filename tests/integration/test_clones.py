@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lab.light import LightDevice, make_ak
 from lab.light_fleet import load_fleet, make_fleet
-from provisioning import enrollment, factory, findings, inventory, outbox, policies, rotation
+from provisioning import enrollment, factory, findings, inventory, outbox, policies, revoking, rotation
 from provisioning.app.doctor import _findings as examined
 from provisioning.config import load_config
 from provisioning.db import devices, enrollments, leaves
@@ -573,6 +573,51 @@ async def test_revocation_ends_the_device_for_good_by_the_policys_word(world):
     assert [(one.state, one.reason) for one in certificates] == [("revoked", "key-compromise")]
     (entry,) = [one for one in await leaves_of(world, "revocation") if one["device"] == device_id]
     assert (entry["by"], entry["reason"]) == ("policy", "key-compromise")
+
+
+async def noticed_on_hold(world, answer, **said):
+    """A device on an operator's hold about which something is found meanwhile; and then it is released."""
+    agent = await enrolled(world, answer)
+    await revoking.revoke_device(world.service, agent.id, "certificate-hold", by="ada")
+    noticed = findings.Noticed(agent.id, Kind.CLONED_STATE, **said)
+    assert await world.service.ledger.write(lambda tx: findings.notice(tx, world.service, noticed))
+    held = await record(world, agent.id)
+    assert (held.state, held.held_from, held.health) == ("revoked", "active", "healthy")
+    after = await revoking.release_device(world.service, agent.id, by="ada")
+    (row,) = await findings.list_findings(world.service, agent.id, closed=False, before=None, limit=9)
+    certificates = await world.service.store.read(lambda tx: enrollments.certificates_of(tx, agent.id))
+    return agent, after, row["response"], [(one.state, one.reason, one.held_by) for one in certificates]
+
+
+async def test_what_was_found_during_an_operators_hold_quarantines_at_the_release(world):
+    agent, after, response, certificates = await noticed_on_hold(world, "quarantine")
+    assert (after.state, after.health, response) == ("active", "quarantined", "quarantine")
+    assert certificates == [("revoked", "certificate-hold", "health")]
+    with pytest.raises(QuarantineStands):
+        await enroll(world, agent.device)
+
+
+async def test_what_was_found_during_an_operators_hold_ends_the_device_at_the_release(world):
+    _, after, response, certificates = await noticed_on_hold(world, "revoke")
+    assert (after.state, after.held_from, response) == ("revoked", None, "revoke")
+    assert [one[:2] for one in certificates] == [("revoked", "key-compromise")]
+
+
+@pytest.mark.parametrize(("answer", "said"), [("finding", {}), ("revoke", {"proven": False})])
+async def test_what_a_policy_does_not_answer_a_release_does_not_either(world, answer, said):
+    _, after, response, certificates = await noticed_on_hold(world, answer, **said)
+    assert (after.state, after.health, response, certificates) == ("active", "healthy", None, [("issued", None, None)])
+
+
+async def test_a_finding_that_was_closed_during_the_hold_has_no_consequence(world):
+    agent = await enrolled(world, "revoke")
+    await revoking.revoke_device(world.service, agent.id, "certificate-hold", by="ada")
+    noticed = findings.Noticed(agent.id, Kind.ROLLBACK)
+    await world.service.ledger.write(lambda tx: findings.notice(tx, world.service, noticed))
+    (row,) = await findings.list_findings(world.service, agent.id, closed=False, before=None, limit=9)
+    await findings.close_finding(world.service, row["id"], by="ada")
+    after = await revoking.release_device(world.service, agent.id, by="ada")
+    assert (after.state, after.health) == ("active", "healthy")
 
 
 async def test_what_is_no_sign_of_a_clone_is_never_answered(world):

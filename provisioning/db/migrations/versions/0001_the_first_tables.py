@@ -307,6 +307,7 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("last_at", sa.BigInteger(), nullable=False),
         sa.Column("times", sa.Integer(), nullable=False),
+        sa.Column("proven", sa.Boolean(), nullable=False),
         sa.Column("response", sa.String(), nullable=True),
         sa.Column("closed_at", sa.BigInteger(), nullable=True),
         sa.Column("closed_by", sa.String(), nullable=True),
