@@ -231,11 +231,11 @@ def _each(work: Callable[[], object]) -> tuple[float, float]:
 # --- the worker, a process of its own ---------------------------------------------------------------------------------
 
 
-async def _serve(root: Path) -> None:
+async def _serve(root: Path, core: int | None) -> None:
     """The device routes of one worker on plain HTTP, and the log's duty."""
     directory = DataDirectory(root)
     config = load_config(directory)
-    with compose(directory, config) as service:
+    with compose(directory, config, partners=True, core=core) as service:
         rates = RateTable(Rate(1_000_000, 1_000_000))
         served = routes(InFlight(config.limits.in_flight_enrollments))
         dispatcher = Dispatcher("device", service, served, rates)
@@ -292,8 +292,7 @@ def main() -> None:
     load.add_argument("--port", type=int, required=True)
     given = parser.parse_args()
     if given.command == "serve":
-        stay_on_one_core(0)
-        asyncio.run(_serve(given.root))
+        asyncio.run(_serve(given.root, stay_on_one_core(0)))
     elif given.command == "load":
         asyncio.run(_generate(given.requests, given.port))
     else:

@@ -55,6 +55,8 @@ class Authority:
     key: str
     certificate: x509.Certificate
     public_key: CaPublicKey
+    spki: bytes
+    """Its public key as SubjectPublicKeyInfo, DER."""
     der: bytes
     chain: tuple[bytes, ...]
     """DER, from itself to its root."""
@@ -67,11 +69,6 @@ class Authority:
     def pem(self) -> bytes:
         """Its certificate in PEM."""
         return self.certificate.public_bytes(Encoding.PEM)
-
-    @property
-    def spki(self) -> bytes:
-        """Its public key as SubjectPublicKeyInfo, DER."""
-        return self.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +178,7 @@ def authority_of(row: Record, public_url: str | None) -> Authority:
         key=row.key,
         certificate=certificate,
         public_key=ca_public_key(certificate),
+        spki=spki_of(row.certificate),
         der=row.certificate,
         chain=(row.certificate, *certificates_in(row.chain)),
         others=certificates_in(row.others),

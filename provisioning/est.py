@@ -23,7 +23,6 @@ from provisioning.authorities import State
 from provisioning.db import devices, enrollments
 from provisioning.db import est as records
 from provisioning.db.devices import Record
-from provisioning.issuance.csr import verify_possession
 from provisioning.issuance.est import csr_attributes as attributes
 from provisioning.issuance.est import verify_same_names
 from provisioning.issuance.keys import KeyKind
@@ -236,7 +235,7 @@ async def _issue(
 ) -> IssuedCertificate | Pending:
     """From an allowed request to a durable certificate: verify the CSR, approval, the one road to a signature."""
     device, now = caller.device, service.clock()
-    spki = verify_possession(csr).spki
+    spki = await service.verifier.possession(csr)
     over = key_id(spki)
     request_id = _request_id(what, caller.proof, csr)
     before = None if caller.kind == "token" and not caller.spent else await _before(service, caller, request_id, now)

@@ -10,7 +10,6 @@ from sqlalchemy import Connection
 from provisioning.attestation.endorsement import ek_id_of, ek_id_of_public
 from provisioning.db import devices, leaves
 from provisioning.findings import Noticed, notice
-from provisioning.issuance.csr import verify_possession
 from provisioning.issuance.profile import Station, station_name
 from provisioning.issuing import IssuedCertificate, Order, issue
 from provisioning.journal import leaf
@@ -53,7 +52,7 @@ async def add_station(service: Service, name: str, budget: int, csr: bytes, *, b
             expected=f"a name of a-z 0-9 . - and a budget of at most {BUDGET_MOST}", actual=name
         )
     now = service.clock()
-    key = verify_possession(csr).spki
+    key = await service.verifier.possession(csr)
     entry = leaf(service, "station", now, name=name, budget=budget, by=by)
 
     def recorded(tx: Connection, certificate: IssuedCertificate) -> None:

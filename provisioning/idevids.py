@@ -11,7 +11,6 @@ from sqlalchemy import Connection
 from provisioning.db import devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.factory import MODEL, SERIAL, StationIdentity
-from provisioning.issuance.csr import verify_possession
 from provisioning.issuing import idevid_order, issue
 from provisioning.journal import leaf
 from provisioning.refusals import BudgetSpent, RegistrationMalformed, SerialTaken, StationUnknown
@@ -34,7 +33,7 @@ async def issue_idevid(service: Service, station: StationIdentity, request: Idev
             expected="a serial of A-Z a-z 0-9 . - and a model of a-z 0-9 . -",
             actual=f"{request.serial} {request.model}",
         )
-    spki = verify_possession(request.csr).spki
+    spki = await service.verifier.possession(request.csr)
     said = f"muster/v1/idevid\0{station.name}\0{request.serial}\0{request.model}\0".encode()
     digest = hashlib.sha256(said + hashlib.sha256(request.csr).digest()).digest()
     request_id = REQUEST_PREFIX + b64url(digest[:16])

@@ -16,7 +16,6 @@ from sqlalchemy import Connection
 from provisioning.authorities import Authority, State
 from provisioning.db import authorities, enrollments, leaves
 from provisioning.db.devices import Record
-from provisioning.issuance.algorithms import CaPublicKey, verify
 from provisioning.issuance.check import check_tbs
 from provisioning.issuance.profile import (
     KIND_OF,
@@ -108,7 +107,7 @@ async def issue(service: Service, order: Order, recorded: Recorded, claim: Claim
     admit_key(profile, order.wanted.public_key, service.debian_weak)
     by, reserved = await _reserved(service, order, profile, claim, now)
     signature = reserved.signature or await service.keys.sign(by.key, reserved.tbs)
-    verify_signature(by.public_key, reserved.tbs, signature)
+    await service.verifier.signature(by.spki, reserved.tbs, signature)  # over the very bytes that were reserved
     if reserved.profile_id != profile.row:  # reserved before a crash, under a version that has been replaced since
         profile = await service.store.read(lambda tx: profile_of(tx, reserved.profile, reserved.profile_id))
     entry = leaf(
@@ -280,11 +279,6 @@ def _is_anothers(order: Order, known: Record) -> bool:
     if isinstance(order.wanted, OcspResponder):
         return str(known.profile) != Profile.OCSP_RESPONDER
     return isinstance(order.wanted, Device) or known.subject != order.subject
-
-
-def verify_signature(key: CaPublicKey, tbs: bytes, signature: bytes) -> None:
-    """Is what the HSM signed the very bytes that were reserved? Raises: ToBeSignedRefused."""
-    verify(key, tbs, signature)
 
 
 def _record(

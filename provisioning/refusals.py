@@ -479,6 +479,12 @@ class SigningUnavailable(Refusal):
     cure = "Look at the HSM: muster doctor."
 
 
+class VerifierUnavailable(Refusal):
+    code, problem = "MUSTER-ISS-004", Problem.UNAVAILABLE
+    title = "The verifier is not available"
+    cure = "It is started again by itself; look at the log of the service for why it ended."
+
+
 class StorageUnavailable(Refusal):
     code, problem = "MUSTER-ISS-003", Problem.UNAVAILABLE
     title = "The database cannot write"

@@ -17,6 +17,7 @@ from provisioning.ek_authorities import EkAuthorities
 from provisioning.issuance.algorithms import CaPublicKey
 from provisioning.issuance.weakkeys import DebianWeak
 from provisioning.profiles import Profiles
+from provisioning.verifier import Here, Verifier
 
 
 class Keys(Protocol):
@@ -58,5 +59,7 @@ class Service:
     """The certificates of TPM manufacturers that were imported, as this process read them last."""
     ek_verdicts: EkVerdicts = field(default_factory=EkVerdicts)
     """What was found about EKs, as long as nothing that it rests on is another."""
+    verifier: Verifier = field(default_factory=Here)
+    """Does what costs the most of verifying, here or elsewhere."""
     mqtt_port: int = 0
     """The broker's port as it is bound, which may be another one than the configured."""

@@ -9,6 +9,8 @@ from hsm.errors import HsmError
 from provisioning.app.blocklists import debian_weak
 from provisioning.app.keys import SERVICE_KEYS, HsmKeys
 from provisioning.app.signatures import flush_now
+from provisioning.app.signing import PartnerKeys
+from provisioning.app.verifying import PartnerVerifier
 from provisioning.authorities import COMMAND, ISSUING, LOG, RESULTS, Authorities, State
 from provisioning.config import Config, ConfigurationRefused, DataDirectory, public_url
 from provisioning.db.ledger import Ledger
@@ -18,6 +20,7 @@ from provisioning.ek_authorities import EkAuthorities
 from provisioning.profiles import Profiles
 from provisioning.refusals import ProfileMalformed, StorageUnavailable
 from provisioning.service import Service
+from provisioning.verifier import Here
 
 
 def clock() -> datetime:
@@ -26,14 +29,29 @@ def clock() -> datetime:
 
 
 @contextmanager
-def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0, public_port: int = 0) -> Iterator[Service]:
-    """A service with all its parts, for one process. Raises: ConfigurationRefused, HsmError."""
+def compose(
+    directory: DataDirectory,
+    config: Config,
+    *,
+    mqtt_port: int = 0,
+    public_port: int = 0,
+    partners: bool = False,
+    core: int | None = None,
+) -> Iterator[Service]:
+    """A service with all its parts.
+
+    `partners`: a process of its own for the tokens and one for verifications, on that core, as a worker has them; a
+    command does without. Call it on the main thread then. Raises: ConfigurationRefused, HsmError.
+    """
     with ExitStack() as parts:
+        verifier = PartnerVerifier(core) if partners else Here()
+        parts.callback(verifier.close)
         store, ledger = open_database(directory, config, parts)
         authorities = load_authorities(store, config, public_port)
-        keys = open_keys(directory, config, needed_keys(authorities))
+        keys = open_keys(directory, config, needed_keys(authorities), partners=partners, core=core)
         parts.callback(lambda: flush_now(keys, ledger, int(clock().timestamp())))
         parts.callback(keys.close)
+        verifier.ready()
         yield Service(
             config=config,
             directory=directory,
@@ -46,6 +64,7 @@ def compose(directory: DataDirectory, config: Config, *, mqtt_port: int = 0, pub
             profiles=load_profiles(store, config),
             ek_roots=load_ek_roots(store, config),
             debian_weak=debian_weak(directory, config),
+            verifier=verifier,
             mqtt_port=mqtt_port or config.listen.mqtt_port,
         )
 
@@ -72,9 +91,18 @@ def needed_keys(authorities: Authorities) -> tuple[str, ...]:
     return (*own, "trust-online", "director-online")
 
 
-def open_keys(directory: DataDirectory, config: Config, needed: Sequence[str] = SERVICE_KEYS) -> HsmKeys:
-    """The service's keys, logged in once. Raises: ConfigurationRefused."""
+def open_keys(
+    directory: DataDirectory,
+    config: Config,
+    needed: Sequence[str] = SERVICE_KEYS,
+    *,
+    partners: bool = False,
+    core: int | None = None,
+) -> HsmKeys | PartnerKeys:
+    """The service's keys, logged in once: here, or in a partner on that core. Raises: ConfigurationRefused."""
     try:
+        if partners:
+            return PartnerKeys(directory, config, needed, core)
         return HsmKeys(directory, config, needed)
     except (HsmError, OSError) as error:
         msg = f"HSM token {config.hsm.token!r}: {error}; look: muster doctor"

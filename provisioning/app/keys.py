@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsm.errors import HsmError, KeyPairMismatch, TokenUnavailable
 from hsm.key import HsmEcKey, HsmKey, sign_message, verify_message
-from hsm.kinds import EcKeyReference, KeyReference, PublicKey, Signing, reference
+from hsm.kinds import ECDSA, EcKeyReference, KeyReference, PublicKey, Signing, reference
 from hsm.token import Token
 from provisioning.app.places import KeyPlace, TokenPlace, key_places
 from provisioning.app.signers import Signers
@@ -304,6 +304,19 @@ class HsmKeys:
         if not isinstance(named, EcKeyReference):
             raise KeyError(key)
         return HsmEcKey(_Bounded(found, self._deadline), named)
+
+    def sign_prepared(self, key: str, data: bytes) -> bytes:
+        """What a key on a curve makes of a digest that a library has prepared, as PKCS#11 gives it. On a thread.
+
+        Raises: HsmError, KeyError.
+        """
+        found = self._keys[key]
+        named = reference(key, b"", found.public_key)
+        return _Bounded(found, self._deadline).sign(named, data, ECDSA)
+
+    async def taken(self) -> list[Signed]:
+        """`take_signatures`, as keys that are elsewhere have it."""
+        return self.take_signatures()
 
     def take_signatures(self) -> list[Signed]:
         """What each key signed since this was last asked; keys that signed nothing are left out."""

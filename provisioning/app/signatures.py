@@ -24,6 +24,7 @@ from sqlalchemy import Connection
 
 from provisioning.app.audit import Check, Report
 from provisioning.app.keys import HsmKeys, Signed
+from provisioning.app.signing import PartnerKeys
 from provisioning.db import inspection, signatures
 from provisioning.db.ledger import Ledger
 from provisioning.refusals import Refusal
@@ -42,13 +43,13 @@ async def keep_counting(service: Service) -> None:
     keys = service.keys
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
-        if isinstance(keys, HsmKeys):
+        if isinstance(keys, HsmKeys | PartnerKeys):
             await flush(keys, service.ledger, int(service.clock().timestamp()))
 
 
-async def flush(keys: HsmKeys, ledger: Ledger, at: int) -> None:
+async def flush(keys: HsmKeys | PartnerKeys, ledger: Ledger, at: int) -> None:
     """Write what was counted; what cannot be written is kept for the next time."""
-    if taken := keys.take_signatures():
+    if taken := await keys.taken():
         try:
             await ledger.write(lambda tx: store(tx, taken, at))
         except Refusal as refusal:
@@ -56,7 +57,7 @@ async def flush(keys: HsmKeys, ledger: Ledger, at: int) -> None:
             _log.warning("signatures.not_stored", code=refusal.code, actual=refusal.actual)
 
 
-def flush_now(keys: HsmKeys, ledger: Ledger, at: int) -> None:
+def flush_now(keys: HsmKeys | PartnerKeys, ledger: Ledger, at: int) -> None:
     """The same at the end of a process, where nobody comes after."""
     if taken := keys.take_signatures():
         try:

@@ -20,6 +20,7 @@ from provisioning.app.broker import broker_socket
 from provisioning.app.compose import compose
 from provisioning.app.endpoints import Ports, bind_shared
 from provisioning.app.logging import configure_logging
+from provisioning.app.partner import PartnerLost
 from provisioning.app.signatures import keep_counting
 from provisioning.app.supervisor import CANNOT_START
 from provisioning.app.tls import Contexts
@@ -133,16 +134,17 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     structlog.contextvars.bind_contextvars(worker=given.number)
     _raise_descriptor_limit()
-    stay_on_one_core(given.number)
+    core = stay_on_one_core(given.number)
     directory = DataDirectory(given.directory)
     try:
         ports = decode(Ports, given.ports.encode(), limit=PORTS_MOST)
-        with compose(directory, load_config(directory), mqtt_port=ports.mqtt, public_port=ports.public) as service:
+        bound = {"mqtt_port": ports.mqtt, "public_port": ports.public}
+        with compose(directory, load_config(directory), **bound, partners=True, core=core) as service:
             settle_memory()
             asyncio.run(serve(service, ports, given.number, given.ready_descriptor))
     except ConfigurationRefused as refused:
         _log.error("worker.refused", why=str(refused))
-        return 1 if isinstance(refused.__cause__, TokenUnavailable | StorageUnavailable) else CANNOT_START
+        return 1 if isinstance(refused.__cause__, TokenUnavailable | StorageUnavailable | PartnerLost) else CANNOT_START
     return 0
 
 
@@ -157,16 +159,18 @@ def settle_memory() -> None:
     gc.set_threshold(YOUNG_MOST, 20, 20)
 
 
-def stay_on_one_core(number: int) -> None:
-    """All threads of this process on one core, the next worker's on the next.
+def stay_on_one_core(number: int) -> int | None:
+    """All threads of this process on one core, the next worker's on the next. Its partners' core; None: the same.
 
     One interpreter does one thing at a time. Handed over from core to core it waits for their caches: staying on one
     core gave a third more enrollments a second and took a quarter of the processor time away.
     """
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > 1:
-        first = os.getppid()  # another service on this machine most likely begins elsewhere
-        os.sched_setaffinity(0, {cores[(first + number) % len(cores)]})
+    if len(cores) == 1:
+        return None
+    mine = os.getppid() + number  # another service on this machine most likely begins elsewhere
+    os.sched_setaffinity(0, {cores[mine % len(cores)]})
+    return cores[(mine + 1) % len(cores)]
 
 
 def _raise_descriptor_limit() -> None:

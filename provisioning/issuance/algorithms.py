@@ -5,6 +5,7 @@ signed bytes too (RFC 5280 sections 4.1.1.2 and 5.1.1.2), which is where `algori
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -77,11 +78,7 @@ def algorithm_of(key: object) -> SignatureAlgorithm:
 
 def algorithm_of_spki(spki: bytes) -> SignatureAlgorithm:
     """The same for a SubjectPublicKeyInfo in DER. Raises: ToBeSignedRefused."""
-    try:
-        key = load_der_public_key(spki)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ToBeSignedRefused(expected="a public key", actual=type(error).__name__) from error
-    return algorithm_of(key)
+    return algorithm_of(_key_in(spki))
 
 
 def algorithm_in(tbs: bytes) -> SignatureAlgorithm:
@@ -111,6 +108,19 @@ def verify(key: object, message: bytes, signature: bytes) -> None:
             cast("ed25519.Ed25519PublicKey", key).verify(signature, message)
     except InvalidSignature as error:
         raise ToBeSignedRefused(expected="a signature over the reserved bytes", actual="another one") from error
+
+
+def verify_by_spki(spki: bytes, message: bytes, signature: bytes) -> None:
+    """The same with the key as SubjectPublicKeyInfo in DER. Raises: ToBeSignedRefused."""
+    verify(_key_in(spki), message, signature)
+
+
+@lru_cache(maxsize=64)  # as many as there are CAs, not requests
+def _key_in(spki: bytes) -> object:
+    try:
+        return load_der_public_key(spki)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ToBeSignedRefused(expected="a public key", actual=type(error).__name__) from error
 
 
 def _length_at(data: bytes, at: int) -> int:
