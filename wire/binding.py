@@ -33,15 +33,17 @@ def binding(
     Every input is length-prefixed: no two different inputs give the same bytes to hash. `csr` is DER, empty where
     no certificate is asked for (`attest`).
     """
-    parts = (
-        _LABELS[flow, part],
-        audience.encode(),
-        nonce,
-        hashlib.sha256(csr).digest(),
-        ak_name,
-        enrollment_id.encode(),
-    )
-    return hashlib.sha256(_prefixed(parts)).digest()
+    return bind(flow, part, context(audience, nonce, csr, ak_name, enrollment_id))
+
+
+def context(audience: str, nonce: bytes, csr: bytes, ak_name: bytes, enrollment_id: str) -> bytes:
+    """What all parts of one answer are tied to: `binding` without its label, for who binds several."""
+    return _prefixed((audience.encode(), nonce, hashlib.sha256(csr).digest(), ak_name, enrollment_id.encode()))
+
+
+def bind(flow: Flow, part: Part, tied: bytes) -> bytes:
+    """`binding` over a `context` that is at hand."""
+    return hashlib.sha256(_PREFIXED_LABELS[flow, part] + tied).digest()
 
 
 def activation_proof(secret: bytes, bound: bytes) -> bytes:
@@ -54,10 +56,13 @@ def ak_unique(audience: str, ownership_epoch: int) -> bytes:
     return hashlib.sha256(_prefixed((_AK_LABEL, audience.encode(), ownership_epoch.to_bytes(8, "big")))).digest()
 
 
-def _prefixed(parts: tuple[bytes, ...]) -> bytes:
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-
-
 def key_id(spki: bytes) -> str:
     """The id of a public key everywhere: SHA-256 of its SubjectPublicKeyInfo (DER), in lower hex."""
     return hashlib.sha256(spki).hexdigest()
+
+
+def _prefixed(parts: tuple[bytes, ...]) -> bytes:
+    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
+
+
+_PREFIXED_LABELS = {part: _prefixed((label,)) for part, label in _LABELS.items()}

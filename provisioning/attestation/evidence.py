@@ -29,7 +29,7 @@ from provisioning.refusals import (
     ImaLogMalformed,
     ImaLogMissing,
 )
-from wire.binding import Flow, Part, activation_proof, binding
+from wire.binding import Flow, Part, activation_proof, bind, context
 from wire.messages import Attestation, Evidence, LogRule, Pcrs, PcrSelection, PlatformEvidence
 
 __all__ = [
@@ -73,15 +73,19 @@ class OpenChallenge:
 
 @dataclass(frozen=True, slots=True)
 class ActivatedChallenge:
-    """A challenge that the TPM of its EK answered, with this CSR: whatever else is wrong is that device's own doing."""
+    """A challenge that the TPM of its EK answered, with this CSR: whatever else is wrong is that device's own doing.
+
+    `tied` is the `wire.binding.context` of all of it.
+    """
 
     challenge: OpenChallenge
     ak: AttestationKey
     csr: bytes
+    tied: bytes
 
     def bound(self, part: Part) -> bytes:
         """The bytes that the TPM must have signed into this part of the evidence."""
-        return _bound(self.challenge, part, self.ak, self.csr)
+        return bind(self.challenge.flow, part, self.tied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +118,11 @@ def verify_activation(proof: bytes, csr: bytes, challenge: OpenChallenge) -> Act
     ak = verify_attestation_key(challenge.ak_public)
     if challenge.proof != "credential":
         raise ActivationProofWrong  # no credential was made for it: nobody can have opened one
-    expected = activation_proof(challenge.secret, _bound(challenge, "activate", ak, csr))
+    tied = context_of(challenge, ak, csr)
+    expected = activation_proof(challenge.secret, bind(challenge.flow, "activate", tied))
     if not hmac.compare_digest(expected, proof):
         raise ActivationProofWrong  # neither value goes into it: the expected one never leaves the server
-    return ActivatedChallenge(challenge, ak, csr)
+    return ActivatedChallenge(challenge, ak, csr, tied)
 
 
 def verify_evidence(
@@ -233,13 +238,6 @@ def _verify_state(
     return appraise(pcrs, log, ima, policy, release_values, device=device)
 
 
-def _bound(challenge: OpenChallenge, part: Part, ak: AttestationKey, csr: bytes) -> bytes:
-    return binding(
-        challenge.flow,
-        part,
-        audience=challenge.audience,
-        nonce=challenge.nonce,
-        csr=csr,
-        ak_name=ak.name,
-        enrollment_id=challenge.enrollment_id,
-    )
+def context_of(challenge: OpenChallenge, ak: AttestationKey, csr: bytes) -> bytes:
+    """What each part of the answer to this challenge, by this AK and with this CSR, must be tied to."""
+    return context(challenge.audience, challenge.nonce, csr, ak.name, challenge.enrollment_id)

@@ -18,7 +18,7 @@ from provisioning.attestation.chains import Authorities, NoChain, verify_chain
 from provisioning.attestation.crls import verify_not_revoked
 from provisioning.attestation.ek_store import EMPTY, EkStore
 from provisioning.attestation.endorsement import CLOCK_SKEW
-from provisioning.attestation.evidence import ActivatedChallenge, OpenChallenge, verify_activation
+from provisioning.attestation.evidence import ActivatedChallenge, OpenChallenge, context_of, verify_activation
 from provisioning.attestation.keys import spki, verify_allowed
 from provisioning.attestation.names import LENIENT_REFUSALS, name_text
 from provisioning.attestation.policy import Policy
@@ -160,7 +160,7 @@ def verify_own_quote(quote: Attestation, reported: Pcrs, csr: bytes, challenge: 
     if challenge.proof != "quote":
         raise ActivationProofWrong
     ak = verify_attestation_key(challenge.ak_public)
-    answered = ActivatedChallenge(challenge, ak, csr)
+    answered = ActivatedChallenge(challenge, ak, csr, context_of(challenge, ak, csr))
     verify_quote(quote, reported, challenge.pcr_selection, ak, answered.bound("quote"))
     return answered
 
