@@ -4,7 +4,6 @@ import queue
 import threading
 from collections.abc import Callable
 from enum import Enum
-from functools import partial
 
 from device_agent import log
 from device_agent.commands import INSTALL_FAILURES, Commands, Wishes
@@ -130,9 +129,9 @@ class Agent:
         """An identity that is valid now, and trust. Raises: Stopped, any of `AttemptFailure`."""
         pair = self._device.identity.current()
         ended = pair is not None and self._device.now() >= pair.certificate.not_valid_after_utc
-        if pair is None or ended or not self._holds_key_of(pair):
+        if pair is None:
             pair = enroll_until_done(self._device, attempts=self._attempts())
-        elif pair.is_quarantine:
+        elif ended or pair.is_quarantine or not self._holds_key_of(pair):
             pair = come_back(self._device, pair, attempts=self._attempts())
         backoff, made = Backoff(self._device.host.jitter), 0
         while True:
@@ -369,11 +368,9 @@ class Agent:
         """The certificate ended, or its CA did, or it is on hold: the way back is a new attestation."""
         log.warning("certificate-ended", serial=self._presence.pair.serial, on_hold=self._must_attest)
         self._presence.hang_up()
-        comes_back, self._must_attest, self._unwelcome = self._must_attest, False, 0
+        self._must_attest, self._unwelcome = False, 0
         try:
-            device, attempts, pair = self._device, self._attempts(), self._presence.pair
-            enroll = partial(come_back, device, pair) if comes_back else partial(enroll_until_done, device)
-            self._take_up(enroll(attempts=attempts))
+            self._take_up(come_back(self._device, self._presence.pair, attempts=self._attempts()))
             self._presence.adopt_trust(self._device.trust.current() or self._presence.trust)
         except Stopped:
             return False

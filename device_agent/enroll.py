@@ -4,6 +4,7 @@ The evidence is on disk before it is sent: after a lost answer or lost power the
 certificate.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -97,8 +98,10 @@ def _send(device: Device, trust: Trust, with_service: ServiceClient, pending: _P
     return _install(device, trust, pending, issued)
 
 
-def enroll_until_done(device: Device, *, attempts: int | None = None) -> Pair:
-    """Attempts with back-off until there is an identity, the service says stop, or `attempts` are used up.
+def enroll_until_done(
+    device: Device, *, attempts: int | None = None, once: Callable[[Device], Pair] = enroll_once
+) -> Pair:
+    """Attempts (`once`) with back-off until there is an identity, the service says stop, or `attempts` are used up.
 
     With `attempts` a failure that waits for a person ends it too. Raises: any of `AttemptFailure`; Stopped.
     """
@@ -107,7 +110,7 @@ def enroll_until_done(device: Device, *, attempts: int | None = None) -> Pair:
     while True:
         made += 1
         try:
-            pair = enroll_once(device)
+            pair = once(device)
         except AttemptFailure as failure:
             reaction = reaction_to(failure)
             last = attempts is not None and (made >= attempts or reaction is Reaction.WAIT)
@@ -118,7 +121,8 @@ def enroll_until_done(device: Device, *, attempts: int | None = None) -> Pair:
             if device.host.pause(wait):
                 raise Stopped from failure
             continue
-        log.event("enrolled", device=pair.details.device_id, serial=pair.serial)
+        event = "in-quarantine" if pair.is_quarantine else "enrolled"
+        log.event(event, device=pair.details.device_id, serial=pair.serial)
         return pair
 
 

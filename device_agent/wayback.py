@@ -7,7 +7,7 @@ commands, an update.
 from contextlib import closing
 
 from device_agent import log
-from device_agent.device import Device
+from device_agent.device import Device, trust_at_hand
 from device_agent.enroll import AttemptFailure, enroll_once, enroll_until_done
 from device_agent.http import ServiceRefused
 from device_agent.identity import Pair
@@ -31,30 +31,31 @@ def must_attest(device: Device, trust: Trust, pair: Pair) -> bool:
 
 
 def come_back(device: Device, current: Pair, *, attempts: int | None) -> Pair:
-    """A pair for normal service; else a quarantine's, the current one where it is one that is still good.
+    """A pair for normal service; else a quarantine's, the current one where it is one that is still let in.
 
-    Where there is neither, attempts go on as after any refusal. Raises: any of `AttemptFailure`; Stopped.
+    Where there is neither, both are tried again, as after any refusal. Raises: any of `AttemptFailure`; Stopped.
     """
-    try:
-        pair = enroll_once(device)
-    except AttemptFailure as failure:
-        log.warning("not-back", reason=failure)
-        if isinstance(failure, ServiceRefused) and failure.problem is Problem.ATTESTATION_REFUSED:
-            remedial = _remedial(device, current)
-            if remedial is not None:
-                return remedial
-        return enroll_until_done(device, attempts=attempts)
-    log.event("enrolled", device=pair.details.device_id, serial=pair.serial)
-    return pair
+    return enroll_until_done(device, attempts=attempts, once=lambda one: _normal_or_remedial(one, current))
 
 
-def _remedial(device: Device, current: Pair) -> Pair | None:
-    if current.is_quarantine and device.now() < current.certificate.not_valid_after_utc:
-        return current
+def _normal_or_remedial(device: Device, current: Pair) -> Pair:
     try:
-        pair = enroll_once(device, quarantine=True)
-    except AttemptFailure as failure:
-        log.warning("no-quarantine-certificate", reason=failure)
-        return None
-    log.event("in-quarantine", device=pair.details.device_id, serial=pair.serial)
-    return pair
+        return enroll_once(device)
+    except ServiceRefused as refusal:
+        if refusal.problem is not Problem.ATTESTATION_REFUSED:
+            raise
+        log.warning("not-back", reason=refusal)
+        if _is_line(device, current):
+            return current
+        try:
+            return enroll_once(device, quarantine=True)
+        except AttemptFailure as failure:
+            log.warning("no-quarantine-certificate", reason=failure)
+        raise
+
+
+def _is_line(device: Device, pair: Pair) -> bool:
+    """Can help come by this pair? A quarantine's ends early, too: with a pass, and another refusal may follow that."""
+    if not pair.is_quarantine or device.now() >= pair.certificate.not_valid_after_utc:
+        return False
+    return not must_attest(device, trust_at_hand(device), pair)

@@ -185,13 +185,13 @@ def test_a_certificate_by_a_ca_that_was_retired_is_given_up(bench, monkeypatch):
     bench.presence.adopt_trust(replace(named, bundle=bundle))
     assert bench.agent._is_without_identity()
 
-    def enroll(_device, *, attempts):
+    def enroll(_device, _current, *, attempts):
         leaf = other.ldevid(new_key(), start=bench.now() - timedelta(hours=1), end=bench.now() + timedelta(days=1))
         details = replace(bench.pair.details, certificate=der(leaf), chain=other.chain)
         bench.device.identity.store_next(b"key", details)
         return bench.device.identity.swap()
 
-    monkeypatch.setattr(module, "enroll_until_done", enroll)
+    monkeypatch.setattr(module, "come_back", enroll)
     bench.kept = replace(named, bundle=replace(bundle, version=4))
     assert bench.agent._enroll_again()
     assert bench.presence.trust.bundle.version == 4
@@ -285,11 +285,12 @@ def test_an_ended_certificate_is_replaced_by_a_new_enrollment(bench, monkeypatch
     bench.agent._due.clear()
     new = []
 
-    def enroll(_, attempts):
+    def enroll(_device, current, *, attempts):
+        assert current == bench.pair
         new.append(bench.enrolled(timedelta(days=30), timedelta(days=20)))
         return new[0]
 
-    monkeypatch.setattr(module, "enroll_until_done", enroll)
+    monkeypatch.setattr(module, "come_back", enroll)
     bench.presence.events = SimpleNamespace(get=lambda timeout: (_ for _ in ()).throw(queue.Empty))
     rounds = iter([False, False, True])
     bench.agent._stop = SimpleNamespace(is_set=lambda: next(rounds))
@@ -405,7 +406,7 @@ def test_a_key_that_the_tpm_holds_no_more_is_replaced_by_an_enrollment(bench, mo
     loaded = contextlib.nullcontext if failure is None else raising(failure)
     bench.device.tpm = SimpleNamespace(open=lambda: contextlib.nullcontext(SimpleNamespace(loaded=loaded)))
     monkeypatch.setattr(module, "trust_at_hand", lambda _: bench.trust)
-    monkeypatch.setattr(module, "enroll_until_done", lambda _, attempts: "new pair")
+    monkeypatch.setattr(module, "come_back", lambda _device, _current, *, attempts: "new pair")
     assert Agent(bench.device, bench.stop)._ready()[1] == ("new pair" if enrolls else bench.pair)
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from device_agent import wayback
+from device_agent.enroll import Stopped
 from device_agent.http import ServiceRefused, ServiceUnreachable
 from tests.unit.device_agent.builders import NOW
 from wire.problems import Problem, ProblemDocument
@@ -48,41 +49,75 @@ def test_a_new_attestation_is_the_answer_where_the_service_says_so(answer, quara
 
 @pytest.fixture
 def attempts(monkeypatch):
-    """What each attempt comes to, by whether it asks for a certificate of quarantine."""
-    outcomes = {}
+    """What each attempt comes to, by whether it asks for a certificate of quarantine; those that were made."""
+    outcomes = SimpleNamespace(normal=None, quarantine=None, made=[])
 
     def once(_device, *, quarantine=False):
-        outcome = outcomes[quarantine]
+        outcomes.made.append("quarantine" if quarantine else "normal")
+        outcome = outcomes.quarantine if quarantine else outcomes.normal
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     monkeypatch.setattr(wayback, "enroll_once", once)
-    monkeypatch.setattr(wayback, "enroll_until_done", lambda _device, *, attempts: ("until done", attempts))
+    monkeypatch.setattr(wayback, "trust_at_hand", lambda _: None)
     return outcomes
 
 
+def patient(waits, answer=None):
+    """A device that waits so often between attempts, and then is asked to end."""
+    left = iter([False] * waits + [True])
+    host = SimpleNamespace(jitter=lambda low, _high: low, pause=lambda _: next(left))
+    return SimpleNamespace(**vars(device(answer)), host=host)
+
+
 def test_who_passes_is_back(attempts):
-    attempts[False] = pair()
-    assert wayback.come_back(device(), pair(quarantine=True), attempts=None) is attempts[False]
+    attempts.normal = pair()
+    assert wayback.come_back(patient(0), pair(quarantine=True), attempts=None) is attempts.normal
 
 
 def test_who_does_not_pass_gets_a_certificate_of_quarantine_and_keeps_the_one_that_is_good(attempts):
-    attempts[False] = refused(Problem.ATTESTATION_REFUSED)
-    attempts[True] = pair(quarantine=True)
-    assert wayback.come_back(device(), pair(), attempts=None) is attempts[True]
+    attempts.normal, attempts.quarantine = refused(Problem.ATTESTATION_REFUSED), pair(quarantine=True)
+    assert wayback.come_back(patient(0), pair(), attempts=None) is attempts.quarantine
     kept, ended = pair(quarantine=True), pair(quarantine=True, left=timedelta(0))
-    assert wayback.come_back(device(), kept, attempts=None) is kept
-    assert wayback.come_back(device(), ended, attempts=None) is attempts[True]
+    assert wayback.come_back(patient(0), kept, attempts=None) is kept
+    assert wayback.come_back(patient(0), ended, attempts=None) is attempts.quarantine
 
 
-def test_where_there_is_no_certificate_of_quarantine_attempts_go_on(attempts):
-    attempts[False] = refused(Problem.ATTESTATION_REFUSED)
-    attempts[True] = refused(Problem.FORBIDDEN)
-    assert wayback.come_back(device(), pair(), attempts=3) == ("until done", 3)
+def test_a_certificate_of_quarantine_that_is_let_in_no_more_is_replaced(attempts):
+    """It ended with a pass, and another refusal came after that: with it, no help would ever reach the device."""
+    attempts.normal, attempts.quarantine = refused(Problem.ATTESTATION_REFUSED), pair(quarantine=True)
+    ended = patient(0, refused(Problem.UNAUTHENTICATED, 401))
+    assert wayback.come_back(ended, pair(quarantine=True), attempts=None) is attempts.quarantine
+    away = patient(0, ServiceUnreachable("away"))
+    assert wayback.come_back(away, kept := pair(quarantine=True), attempts=None) is kept
+
+
+def test_where_there_is_no_certificate_of_quarantine_both_are_tried_again(attempts):
+    attempts.normal, attempts.quarantine = refused(Problem.ATTESTATION_REFUSED), refused(Problem.FORBIDDEN)
+    with pytest.raises(Stopped):
+        wayback.come_back(patient(1), pair(), attempts=None)
+    assert attempts.made == ["normal", "quarantine"] * 2
+    with pytest.raises(ServiceRefused, match="MUSTER-HLT-001"):
+        wayback.come_back(patient(9), pair(), attempts=1)
 
 
 @pytest.mark.parametrize("failure", [ServiceUnreachable("away"), refused(Problem.TPM_CLEARED)])
 def test_nobody_asks_for_quarantine_who_was_not_refused_for_what_it_runs(attempts, failure):
-    attempts[False], attempts[True] = failure, AssertionError("must not be asked for")
-    assert wayback.come_back(device(), pair(), attempts=None) == ("until done", None)
+    attempts.normal = failure
+    with pytest.raises(Stopped):
+        wayback.come_back(patient(1), pair(), attempts=None)
+    assert attempts.made == ["normal"] * 2
+
+
+def test_a_service_that_was_away_for_a_moment_costs_nobody_the_line_of_quarantine(attempts, monkeypatch):
+    outcomes = iter([ServiceUnreachable("away"), refused(Problem.ATTESTATION_REFUSED)])
+    attempts.quarantine = pair(quarantine=True)
+
+    def once(_device, *, quarantine=False):
+        if quarantine:
+            return attempts.quarantine
+        raise next(outcomes)
+
+    monkeypatch.setattr(wayback, "enroll_once", once)
+    assert wayback.come_back(patient(1), pair(), attempts=None) is attempts.quarantine
