@@ -1,6 +1,8 @@
 """Quarantine, end to end: a device in service boots something else, loses all but the way back, and comes back."""
 
+import asyncio
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ from cryptography import x509
 
 from device_agent.identity import IdentityStore
 from lab.firmware import flip_byte
-from ota.firmware import build_image
+from ota.firmware import build_image, measure
+from provisioning import policies
 from provisioning.app.children import start_child, stop_child
 from provisioning.db import findings
-from tests.integration.agent_stack import AGENT, running_stack, wait_for
+from tests.integration.agent_stack import AGENT, policy_text, running_stack, wait_for
 
 SETTINGS = "[commands]\ngrace_seconds = 0\nretry_seconds = 1\n"
 
@@ -66,6 +69,15 @@ def listed(stack):
         format(entry.serial_number, "x"): entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
         for entry in crl
     }
+
+
+async def promoted(stack, image):
+    """A policy that accepts this image too is proposed, and promoted by a second person."""
+    text = policy_text(stack.ek_ca, stack.image)
+    for pcr, value in measure(image).pcrs.items():
+        text = re.sub(rf'^"{pcr}" = \[(.*)\]$', rf'"{pcr}" = [\1, "{value.hex()}"]', text, flags=re.MULTILINE)
+    draft = await policies.propose_policy(stack.service, text, by="ada")
+    await policies.promote_policy(stack.service, draft["model"], draft["version"], by="bob")
 
 
 def assert_only_the_way_back(stack, log):
@@ -120,3 +132,27 @@ def test_a_device_that_boots_tampered_firmware_loses_all_but_the_way_back_and_co
     wait_for(lambda: log().count("attested until=") > passes)
     assert "Traceback" not in log()
     assert stack.read(lambda tx: findings.is_open(tx, stack.record("turncoat").id, "silent")) is False
+
+
+def test_a_policy_that_accepts_what_a_device_in_quarantine_showed_brings_it_back_at_once(stack, run):
+    """The agent runs on: nobody starts it, nobody asks it by hand, and its next own try is half an hour away."""
+    device = stack.make_device("pioneer")
+    boot(stack, device)
+    child, log = run(device)
+    wait_for(lambda: "kind=Welcome" in log())
+    stop_child(child, 10)
+    device.tpm.power_cut()
+    boot(stack, device, tampered=True)
+    child, log = run(device)
+    wait_for(lambda: "in-quarantine" in log() and pair_of(device).is_quarantine)
+    welcomes = log().count("kind=Welcome")
+    wait_for(lambda: log().count("kind=Welcome") > welcomes)  # by the topics of quarantine
+
+    asyncio.run(promoted(stack, flip_byte(stack.image, "kernel")))
+    wait_for(lambda: "attested until=" in log() and not pair_of(device).is_quarantine)
+    shown = muster(stack, "devices", "show", "pioneer", "-o", "json")
+    assert (shown["health"], shown["verdict"]) == ("healthy", "passed")
+    ordered = [one["ordered_by"] for one in shown["commands"] if one["kind"] == "attest"]
+    assert ordered.count("policy") == 1
+    assert child.poll() is None
+    assert "Traceback" not in log()
