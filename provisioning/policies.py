@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from provisioning import ek_roots, rejudging
 from provisioning.access import Role
 from provisioning.attestation.learning import learned
-from provisioning.attestation.policy import Policy, parse_policy
+from provisioning.attestation.policy import Mode, Policy, parse_policy
 from provisioning.db import devices, judge_again, leaves, policies
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
@@ -119,7 +119,13 @@ async def promote_policy(service: Service, model: str, version: int, *, by: str)
         policies.put_into_force(tx, row, now=at, by=by)
         leaves.add(tx, entry)
         known = None if before is None else before.version
-        return {**_shown(row), "state": "active", "promoted": rfc3339(now), "promoted_by": by, "before": known}
+        return {
+            **_shown(row, policy.mode),
+            "state": "active",
+            "promoted": rfc3339(now),
+            "promoted_by": by,
+            "before": known,
+        }
 
     said = {"model": model, "group": policy.group, "version": version, "mode": policy.mode}
     entry = leaf(service, "policy-promotion", now, **said, text=draft.text, proposed_by=draft.created_by, by=by)
@@ -128,13 +134,14 @@ async def promote_policy(service: Service, model: str, version: int, *, by: str)
 
 async def list_policies(service: Service) -> list[Json]:
     """The policies in force of every model and group, and the drafts."""
-    return [_shown(row) for row in await service.store.read(policies.current)]
+    rows = await service.store.read(policies.current)
+    return await asyncio.to_thread(lambda: [_shown(row, parse_policy(row.text).mode) for row in rows])
 
 
 async def show_policy(service: Service, wanted: Named) -> Json:
     """One policy, whole. Raises: NotFound."""
     row = await service.store.read(lambda tx: _found(tx, wanted))
-    return {**_shown(row), "toml": row.text}
+    return {**_shown(row, (await _parsed(row.text)).mode), "toml": row.text}
 
 
 async def compare(service: Service, wanted: Named, to: int | None, text: str | None) -> Json:
@@ -143,7 +150,7 @@ async def compare(service: Service, wanted: Named, to: int | None, text: str | N
     `to`: a version; where neither is given, the newest draft. Raises: NotFound, PolicyMalformed.
     """
     if text is not None:
-        parse_policy(text)
+        await _parsed(text)
 
     def read(tx: Connection) -> tuple[Record, Record | None]:
         before = _found(tx, wanted)
@@ -159,7 +166,7 @@ async def compare(service: Service, wanted: Named, to: int | None, text: str | N
     before, after = await service.store.read(read)
     new = after.text if after is not None else text or ""
     old, named = f"version {before.version}", "the file" if after is None else f"version {after.version}"
-    lines = list(difflib.unified_diff(before.text.splitlines(), new.splitlines(), old, named, lineterm="", n=2))
+    lines = await asyncio.to_thread(_difference, before.text, new, old, named)
     version = None if after is None else after.version
     return {"model": before.model, "from": before.version, "to": version, "changed": bool(lines), "lines": lines}
 
@@ -199,7 +206,7 @@ async def learn_policy(service: Service, wanted: Named, names: tuple[str, ...], 
     Raises: NotFound, RequestMalformed, PolicyMalformed, StateConflict, and what stored evidence is refused with.
     """
     row = await service.store.read(lambda tx: _found(tx, wanted))
-    policy = parse_policy(row.text)
+    policy = await _parsed(row.text)
     chosen = tuple(dict.fromkeys(names or policy.learn_from))
     if not 1 <= len(chosen) <= rejudging.LEARNED_MOST:
         most = f"1 to {rejudging.LEARNED_MOST} devices: learn_from of the policy, or named here"
@@ -245,15 +252,24 @@ async def set_group(service: Service, name: str, group: str | None, *, by: str) 
 
 async def _checked(service: Service, text: str) -> Policy:
     """A text that could be in force. Raises: PolicyMalformed."""
-    policy = parse_policy(text)
+    policy = await _parsed(text)
     await service.ek_roots.refresh(service.store)  # another worker may have imported it a moment ago
-    ek_roots.verify_named(text, service.ek_roots.store)
+    await asyncio.to_thread(ek_roots.verify_named, text, service.ek_roots.store)
     return policy
+
+
+async def _parsed(text: str) -> Policy:
+    """On a thread: a long text takes a fifth of a second. Raises: PolicyMalformed."""
+    return await asyncio.to_thread(parse_policy, text)
+
+
+def _difference(before: str, after: str, old: str, new: str) -> list[str]:
+    return list(difflib.unified_diff(before.splitlines(), after.splitlines(), old, new, lineterm="", n=2))
 
 
 async def _verify_one_person_may(service: Service, before: Record, after: Policy, *, again: bool) -> None:
     """`again`: the text was in force before. Raises: SecondPersonRequired."""
-    old = parse_policy(before.text)
+    old = await _parsed(before.text)
     if old.mode != after.mode:
         raise SecondPersonRequired(expected=f"the mode {old.mode}, which is in force", actual=f"the mode {after.mode}")
     if taught := sorted(set(after.learn_from) - set(old.learn_from)):
@@ -291,13 +307,13 @@ def _tested(tx: Connection, wanted: Named) -> Record:
     return _found(tx, wanted) if draft is None else draft
 
 
-def _shown(row: Record) -> Json:
+def _shown(row: Record, mode: Mode) -> Json:
     return {
         "model": row.model,
         "group": row.group or None,
         "version": row.version,
         "state": row.state,
-        "mode": parse_policy(row.text).mode,
+        "mode": mode,
         "created": _time(row.created_at),
         "by": row.created_by,
         "promoted": _time(row.promoted_at),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 from datetime import timedelta
 
 import pytest
@@ -126,6 +127,44 @@ async def held_against(service, what, *, every=False):
 
 
 # --- drafts and the second person ---------------------------------------------------------------------------------
+
+
+READ_SECONDS = 20
+
+
+@pytest.mark.parametrize("what", ["set", "propose", "promote", "diff", "show", "list", "test", "learn"])
+async def test_the_loop_answers_while_a_policy_is_read_and_compared(service, text, monkeypatch, what):
+    """Each reading waits until the loop has answered it: on the loop itself it would wait in vain."""
+    loop, readings = asyncio.get_running_loop(), []
+
+    def waiting(read):
+        def reading(*given, **more):
+            answered = threading.Event()
+            loop.call_soon_threadsafe(answered.set)
+            readings.append(answered.wait(READ_SECONDS))
+            return read(*given, **more)
+
+        return reading
+
+    other = f"{text}\n# {what}\n"
+    draft = await policies.propose_policy(service, f"{other}\n# a draft\n", by="ada")
+    monkeypatch.setattr(policies, "parse_policy", waiting(policies.parse_policy))
+    monkeypatch.setattr(policies.ek_roots, "verify_named", waiting(policies.ek_roots.verify_named))
+    monkeypatch.setattr(policies.difflib, "unified_diff", waiting(policies.difflib.unified_diff))
+    wanted, named = Named("light"), ("light-00000",)
+    ask, times = {
+        "set": (lambda: policies.set_policy(service, other, by="ada"), 3),
+        "propose": (lambda: policies.propose_policy(service, other, by="ada"), 2),
+        "promote": (lambda: policies.promote_policy(service, "light", draft["version"], by="bob"), 2),
+        "diff": (lambda: policies.compare(service, wanted, None, other), 2),
+        "show": (lambda: policies.show_policy(service, wanted), 1),
+        "list": (lambda: policies.list_policies(service), 2),
+        "test": (lambda: policies.test_policy(service, other, None, "", every=False, by="ada"), 2),
+        "learn": (lambda: policies.learn_policy(service, wanted, named, by="ada"), 1),
+    }[what]
+    await ask()
+    assert len(readings) >= times
+    assert all(readings)
 
 
 async def test_a_draft_counts_for_nothing_until_another_person_promotes_it(service, text):
