@@ -15,7 +15,7 @@ from provisioning.attestation.policy import Mode, Policy, parse_policy
 from provisioning.db import devices, judge_again, leaves, policies
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
-from provisioning.refusals import NotFound, RequestMalformed, SecondPersonRequired, StateConflict
+from provisioning.refusals import NobodyToLearnFrom, NotFound, RequestMalformed, SecondPersonRequired, StateConflict
 from provisioning.service import Service
 from wire.codec import rfc3339
 from wire.topics import is_device_id
@@ -203,14 +203,14 @@ async def learn_policy(service: Service, wanted: Named, names: tuple[str, ...], 
 
     Their newest evidence counts, verified again from its stored bytes. Nothing is put into force, nor proposed.
 
-    Raises: NotFound, RequestMalformed, PolicyMalformed, StateConflict, and what stored evidence is refused with.
+    Raises: NotFound, NobodyToLearnFrom, PolicyMalformed, StateConflict, and what stored evidence is refused with.
     """
     row = await service.store.read(lambda tx: _found(tx, wanted))
     policy = await _parsed(row.text)
     chosen = tuple(dict.fromkeys(names or policy.learn_from))
     if not 1 <= len(chosen) <= rejudging.LEARNED_MOST:
-        most = f"1 to {rejudging.LEARNED_MOST} devices: learn_from of the policy, or named here"
-        raise RequestMalformed(expected=most, actual=len(chosen))
+        none = f"none: version {row.version} of {policy.model} has no learn_from"
+        raise NobodyToLearnFrom(expected=f"1 to {rejudging.LEARNED_MOST} devices", actual=len(chosen) or none)
     lessons, without = await rejudging.lessons_of(service, policy, chosen)
     now = service.clock()
     head = [f"{policy.model}: learned from version {row.version} and {len(lessons.serials)} devices, {rfc3339(now)}."]

@@ -693,6 +693,12 @@ class SecondPersonRequired(Refusal):
     cure = "Propose it: muster policy propose FILE; then another operator: muster policy promote MODEL VERSION."
 
 
+class NobodyToLearnFrom(Refusal):
+    code, problem = "MUSTER-POL-003", Problem.MALFORMED
+    title = "No devices to learn from are named, or too many"
+    cure = 'Name them: muster policy learn MODEL --device NAME; or in the policy: learn_from = ["NAME"].'
+
+
 class EkRootRefused(Refusal):
     code, problem = "MUSTER-EKR-001", Problem.MALFORMED
     title = "The certificate cannot vouch for EKs"

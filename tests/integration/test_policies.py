@@ -23,6 +23,7 @@ from provisioning.db.leaves import leaf as leaf_table
 from provisioning.factory import StationIdentity, add_station, register
 from provisioning.policies import Named
 from provisioning.refusals import (
+    NobodyToLearnFrom,
     NotFound,
     PcrsNotAccepted,
     PolicyMalformed,
@@ -474,7 +475,7 @@ async def test_what_devices_showed_becomes_a_policy_that_accepts_them_and_says_h
 
 @pytest.mark.parametrize(
     ("devices_", "refusal"),
-    [((), RequestMalformed), (("nobody",), NotFound), (("light-00003",), PolicyMalformed)],
+    [((), NobodyToLearnFrom), (("nobody",), NotFound), (("light-00003",), PolicyMalformed)],
 )
 async def test_nothing_is_learned_from_nobody(service, text, devices_, refusal):
     await policies.set_policy(service, text.replace('"light"', '"empty"'), by="ada")

@@ -93,7 +93,11 @@ def test_a_policy_is_learned_from_named_devices_and_tried_before_it_counts(owner
     assert "seen on 2 of 2 devices" in learned.read_text()
     assert parse_policy(learned.read_text()).pcrs == parse_policy(text).pcrs
     owner.types("policy", "learn", "light", status=1)
-    assert "learn_from of the policy" in owner.err
+    assert owner.err == (
+        "muster: No devices to learn from are named, or too many (MUSTER-POL-003): expected 1 to 200 devices; actual"
+        " none: version 1 of light has no learn_from; Name them: muster policy learn MODEL --device NAME;"
+        ' or in the policy: learn_from = ["NAME"].\n'
+    )
 
     owner.types("policy", "test", learned)
     assert "model light: 2 judged, 2 pass, 0 fail, 0 unjudged" in owner.err
