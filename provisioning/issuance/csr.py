@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from provisioning.issuance.keys import SPKI_P256, SPKI_P384, SPKI_P521
+from provisioning.issuance.keys import SPKI_P256, SPKI_P384, SPKI_P521, header
 from provisioning.refusals import CsrKeyNotCertified, CsrRefused, KeyPointRefused
 from wire.messages import CSR_MOST
 
@@ -24,6 +24,8 @@ _RSA: dict[x509.ObjectIdentifier, hashes.HashAlgorithm] = {
     SignatureAlgorithmOID.RSA_WITH_SHA384: hashes.SHA384(),
     SignatureAlgorithmOID.RSA_WITH_SHA512: hashes.SHA512(),
 }
+_VERSION_OCTETS = len(b"\x02\x01\x00")
+_P256_OCTETS = 32
 # cryptography raises more than ValueError on hostile requests.
 _HOSTILE = (
     *(ValueError, TypeError, UnsupportedAlgorithm, OverflowError),
@@ -65,11 +67,11 @@ def verify_possession(der: bytes) -> AcceptedCsr:
     try:
         request = x509.load_der_x509_csr(der)
         key = _key_of(request)
-        spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         oid, signature, signed = request.signature_algorithm_oid, request.signature, request.tbs_certrequest_bytes
+        spki = _spki_of(signed, key)
         if not der.endswith(b"\0" + signature):  # cryptography overlooks a BIT STRING that is not of whole octets
             raise CsrRefused(expected="a signature of whole octets", actual="a rest of bits")
-        if isinstance(key, ec.EllipticCurvePublicKey) and oid in _ECDSA:
+        if oid in _ECDSA and isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, signed, _ECDSA[oid])
         elif isinstance(key, rsa.RSAPublicKey) and oid in _RSA:
             key.verify(signature, signed, padding.PKCS1v15(), _RSA[oid])
@@ -83,6 +85,20 @@ def verify_possession(der: bytes) -> AcceptedCsr:
     except _HOSTILE as error:
         raise CsrRefused(expected="a PKCS#10 request in DER", actual=type(error).__name__) from error
     return AcceptedCsr(der, spki)
+
+
+def _spki_of(signed: bytes, key: CertificatePublicKeyTypes) -> bytes:
+    """The SubjectPublicKeyInfo, DER, of the key that `cryptography` read out of these bytes.
+
+    Of a P-256 key in the encoding that everybody uses these are the request's own octets: their prefix says each
+    length in them. To write them anew takes as long as to read the key did.
+    """
+    # CertificationRequestInfo ::= SEQUENCE { version INTEGER (0), subject Name, subjectPKInfo, … } (RFC 2986, 4.1)
+    begin, _ = header(signed, 0)
+    _, at = header(signed, begin + _VERSION_OCTETS)
+    if signed.startswith(SPKI_P256, at):
+        return signed[at : at + len(SPKI_P256) + 2 * _P256_OCTETS]
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _key_of(request: x509.CertificateSigningRequest) -> CertificatePublicKeyTypes:

@@ -75,17 +75,20 @@ def _rsa(spki: bytes) -> SubjectKey | None:
 def _integers(bit_string: bytes) -> tuple[int, int] | None:
     """The two INTEGERs of `BIT STRING { SEQUENCE { modulus, exponent } }`, whatever the lengths around them say."""
     try:
-        at = _header(bit_string, 0)[0] + 1
-        at, _ = _header(bit_string, at)
-        first, end = _header(bit_string, at)
-        second, last = _header(bit_string, end)
+        at = header(bit_string, 0)[0] + 1
+        at, _ = header(bit_string, at)
+        first, end = header(bit_string, at)
+        second, last = header(bit_string, end)
     except IndexError:
         return None
     return int.from_bytes(bit_string[first:end], "big"), int.from_bytes(bit_string[second:last], "big")
 
 
-def _header(data: bytes, at: int) -> tuple[int, int]:
-    """Where the content of the element at `at` begins and ends."""
+def header(data: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the element at `at` begins and ends. For DER that a parser accepted: nothing is judged.
+
+    Raises: IndexError.
+    """
     size = data[at + 1]
     begin = at + 2
     if size >= der.SHORT_FORM_BELOW:

@@ -9,6 +9,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from provisioning.issuance import der
 from provisioning.issuance.csr import verify_csr
 from provisioning.refusals import CsrKeyNotCertified, CsrRefused, KeyPointRefused
 from tests.support.ek_certificates import ec_key, rsa_key
@@ -45,6 +46,22 @@ def test_names_and_extensions_of_a_request_have_no_effect():
     accepted = verify_csr(hostile, spki(KEY))
     assert accepted.__slots__ == ("der", "spki")
     assert accepted.spki == verify_csr(request(), spki(KEY)).spki
+
+
+@pytest.mark.parametrize("names", [0, 1, 2, 4, 6])
+@pytest.mark.parametrize("key", [KEY, ec_key(ec.SECP384R1)], ids=["P-256", "P-384"])
+def test_a_key_is_found_behind_a_subject_of_any_length(key, names):
+    """A subject's own length takes one octet, two or three."""
+    assert verify_csr(request(key, subject=["s" * 60] * names), spki(key)).spki == spki(key)
+
+
+def test_a_compressed_point_is_the_same_key():
+    point = KEY.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    algorithm = der.sequence(der.oid("1.2.840.10045.2.1"), der.oid("1.2.840.10045.3.1.7"))
+    signed = der.sequence(der.integer(0), der.sequence(), der.sequence(algorithm, der.bits(point)), b"\xa0\0")
+    signature = KEY.sign(signed, ec.ECDSA(hashes.SHA256()))
+    made = der.sequence(signed, der.sequence(der.oid("1.2.840.10045.4.3.2")), der.bits(signature))
+    assert verify_csr(made, spki(KEY)).spki == spki(KEY)
 
 
 def test_another_key_than_the_certified_one_is_refused():
