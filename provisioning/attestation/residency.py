@@ -50,8 +50,9 @@ def verify_residency(
     verify_signed(certify, parsed, ak, bound)
     # (14) of this key: the Name is over its whole public area
     area = parse_public(device_public)
-    if parsed.certified.name != area.name:
-        raise DeviceKeyNotCertified(expected=area.name, actual=parsed.certified.name)
+    name = area.name
+    if parsed.certified.name != name:
+        raise DeviceKeyNotCertified(expected=name, actual=parsed.certified.name)
     # (14) which cannot leave the TPM, and signs anything but what only a TPM may say
     if area.attributes & (_SET | _CLEAR) != _SET:
         raise DeviceKeyAttributesRefused(
@@ -62,4 +63,4 @@ def verify_residency(
     identifier = key_id(spki)
     if identifier in (ek_id, ak.key_id):
         raise DeviceKeyReused(expected="a key of its own", actual="the EK" if identifier == ek_id else "the AK")
-    return ResidentKey(area.name, spki, identifier)
+    return ResidentKey(name, spki, identifier)
