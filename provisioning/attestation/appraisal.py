@@ -115,13 +115,17 @@ def _reference_values(
     pcrs: VerifiedPcrs, log: EventLog | None, policy: Policy, release_values: Mapping[int, frozenset[bytes]]
 ) -> _Broken | None:
     judged = policy.pcrs.get(pcrs.bank, {})
-    # What rules judge needs no values; a release PCR always needs some.
-    by_rules = policy.judged_by_rules - policy.release_pcrs
     findings = [Finding(f"PCR {pcr}", "to be quoted", "not quoted") for pcr in judged if pcr not in pcrs.values]
     for pcr, value in pcrs.values.items():
-        released = release_values.get(pcr, frozenset()) if pcr in policy.release_pcrs else frozenset()
-        accepted = judged.get(pcr, frozenset()) | released
-        if pcr in judged and value not in accepted and (accepted or pcr not in by_rules):
+        accepted = judged.get(pcr)
+        if accepted is None or value in accepted:
+            continue
+        release = pcr in policy.release_pcrs
+        if release:
+            accepted |= release_values.get(pcr, frozenset())
+        # What rules judge needs no values; a release PCR always needs some.
+        open_to_rules = not accepted and not release and pcr in policy.judged_by_rules
+        if value not in accepted and not open_to_rules:
             findings.extend(_explain(pcr, value, accepted, pcrs.bank, log, policy))
     if not findings and judged:
         return None
@@ -131,6 +135,8 @@ def _reference_values(
 
 def _rules(pcrs: VerifiedPcrs, log: EventLog | None, policy: Policy) -> _Broken | None:
     """Event rules, over events of quoted PCRs alone: the log replayed to no others."""
+    if not policy.rules:
+        return None
     quoted = tuple(rule for rule in policy.rules if all(pcr in pcrs.values for pcr in rule.pcrs))
     findings = [
         Finding(f"rule {rule.name}, PCR {pcr}", "to be quoted", "not quoted")

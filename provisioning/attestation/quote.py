@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from provisioning.attestation.algorithms import DIGEST, DIGEST_BYTES, HASH_IDS, HASH_NAMES
@@ -59,7 +60,7 @@ def verify_quote(
     verify_signed(quote, parsed, ak, bound)
     # (12) over the PCRs that were asked for, and no fewer
     quoted = parsed.quoted
-    if quoted.bank != HASH_IDS.get(selection.bank) or quoted.pcrs != tuple(sorted(set(selection.pcrs))):
+    if quoted.bank != HASH_IDS.get(selection.bank) or set(quoted.pcrs) != set(selection.pcrs):
         expected, actual = _shown(selection.bank, selection.pcrs), _shown(HASH_NAMES[quoted.bank], quoted.pcrs)
         raise PcrSelectionWrong(expected=expected, actual=actual)
     # (12) and the values are those that the TPM hashed (Part 3, 18.4: by the hash of the AK's scheme)
@@ -113,13 +114,20 @@ def _steps_back(current: TpmState, previous: TpmState) -> list[Finding]:
 def _reported(reported: Pcrs, bank: str, pcrs: tuple[int, ...]) -> dict[int, bytes]:
     """The values of exactly the quoted PCRs, in their order: anything else is not covered by the quote."""
     values = reported.get(bank, {})
-    if len(reported) != 1 or values.keys() != {str(pcr) for pcr in pcrs}:
+    names = _names(pcrs)
+    if len(reported) != 1 or values.keys() != names.keys():
         actual = "; ".join(f"{name} {', '.join(list(found)[:24])}" for name, found in reported.items()) or "none"
         raise PcrValuesNotQuoted(expected=_shown(bank, pcrs), actual=actual)
     size = DIGEST_BYTES[HASH_IDS[bank]]
     if wrong := [number for number, value in values.items() if len(value) != size]:
         raise PcrValuesNotQuoted(expected=f"{size} bytes each", actual=f"PCR {wrong[0]}: {len(values[wrong[0]])} bytes")
-    return {pcr: values[str(pcr)] for pcr in pcrs}
+    return {pcr: values[name] for name, pcr in names.items()}
+
+
+@lru_cache(maxsize=256)  # a fleet has as many selections as policies
+def _names(pcrs: tuple[int, ...]) -> Mapping[str, int]:
+    """The PCRs, in their order, by the names that they have in a message."""
+    return {str(pcr): pcr for pcr in pcrs}
 
 
 def _state(parsed: QuoteAttest) -> TpmState:
