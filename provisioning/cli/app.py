@@ -32,6 +32,7 @@ from provisioning.cli import (
     simulate,
     trust,
 )
+from provisioning.cli.arguments import demand_files
 from provisioning.cli.failures import UNREACHABLE, described
 from provisioning.cli.output import clean
 
@@ -77,7 +78,8 @@ def run(arguments: Sequence[str] | None) -> int:
     threading.Thread(target=_watch_modules, args=(ended,), name="hsm watch", daemon=True).start()
     try:
         try:
-            app(args=None if arguments is None else list(arguments), prog_name="muster")
+            command = demand_files(typer.main.get_command(app))
+            command(args=None if arguments is None else list(arguments), prog_name="muster")
         finally:
             ended.set()
             sys.stdout.flush()

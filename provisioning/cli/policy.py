@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from provisioning.cli.arguments import existing
 from provisioning.cli.client import RefusedByService, operator, segment
 from provisioning.cli.failures import REFUSED, Failed
 from provisioning.cli.output import (
@@ -111,7 +112,7 @@ def diff(
     """Show what a draft, a version or a file changes of the policy in force."""
     client = operator(directory_of(data_dir))
     if to and not _is_version(to):
-        body = {"toml": with_certificates(Path(to)), "group": group}
+        body = {"toml": with_certificates(existing(Path(to))), "group": group}
         found = _named(Path(to), lambda: client.send("POST", _path(model, "/diff"), body))
     else:
         found = client.get(_path(model, "/diff", group=group, to=to or None))
@@ -141,7 +142,7 @@ def try_policy(
     if file.is_file() or file.suffix == ".toml" or "/" in subject:
         if group is not None or version is not None:
             raise Failed(f"{subject}: a file says its model and group itself; leave --group and --version out")
-        asked |= {"toml": with_certificates(file)}
+        asked |= {"toml": with_certificates(existing(file))}
     else:
         asked |= {"model": segment(subject, "model"), "group": group, "version": version}
     result: dict[str, Any] = {"judged": 0, "devices": []}

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import typer
 
+from provisioning.cli.arguments import existing
 from provisioning.cli.client import operator, segment
 from provisioning.cli.failures import Failed, Mistaken, Unreachable, naming
 from provisioning.cli.output import (
@@ -132,7 +133,7 @@ def _key_set(source: str, ca: Path | None, key: str | None) -> "KeySet":
             raise Mistaken("--jwks: by plain http anybody may have written it; take https, or name the key: --key")
         data = _fetched(source, ca, KEY_SET_MOST)
     else:
-        with naming(Path(source)), Path(source).open("rb") as file:
+        with naming(Path(source)), existing(Path(source)).open("rb") as file:
             data = file.read(KEY_SET_MOST + 1)
     known = parse_key_set(data)
     return known if key is None else {name: one for name, one in known.items() if name == key}

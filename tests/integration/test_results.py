@@ -344,7 +344,7 @@ def test_a_person_asks_for_a_result_and_a_relying_party_verifies_it_with_the_pub
         ("http://ca.example/.well-known/jwks.json", 2, "by plain http anybody may have written it"),
         ("http://127.0.0.1:1/.well-known/jwks.json", 3, "does not give a key set"),
         ("https://127.0.0.1:1/", 3, "does not give a key set"),
-        ("/nowhere/keys", 1, "No such file"),
+        ("/nowhere/keys", 2, "does not exist"),
     ],
 )
 def test_a_key_set_that_cannot_be_had_is_said(capsys, source, status, says):

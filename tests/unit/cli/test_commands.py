@@ -6,9 +6,11 @@ from importlib.metadata import version
 
 import pytest
 import typer
+from typer.models import TyperPath
 
 from provisioning import cli
 from provisioning.cli.app import app
+from provisioning.cli.arguments import WRITTEN
 
 GROUPS = typer.main.get_command(app)
 
@@ -82,6 +84,77 @@ def test_a_wrong_command_line_ends_with_2_and_makes_nothing(arguments, tmp_path,
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert not (tmp_path / "data").exists()
+
+
+READ = [
+    (path, parameter.name)
+    for path, command in COMMANDS.items()
+    for parameter in command.params
+    if isinstance(parameter.type, TyperPath) and WRITTEN.isdisjoint(parameter.opts)
+]
+"""Each path that a command reads."""
+
+
+def value_of(parameter, there):
+    """A value that this parameter takes."""
+    if isinstance(parameter.type, TyperPath):
+        return str(there)
+    choices = getattr(parameter.type, "choices", None)
+    if choices is not None:
+        return str(getattr(choices[0], "value", choices[0]))
+    return "1"
+
+
+def line_of(path, named, missing, there):
+    """A command line on which nothing is wrong but that one file is not there."""
+    words = list(path)
+    for parameter in COMMANDS[path].params:
+        value = str(missing) if parameter.name == named else value_of(parameter, there)
+        if parameter.name == named or parameter.required:
+            words += [value] if parameter.param_type_name == "argument" else [parameter.opts[0], value]
+    return words
+
+
+@pytest.mark.parametrize(("path", "named"), READ, ids=[" ".join((*path, named)) for path, named in READ])
+def test_a_file_that_is_not_there_is_a_mistake_of_the_command_line(path, named, tmp_path, capsys):
+    (tmp_path / "there").write_text("x")
+    missing = tmp_path / "missing.toml"
+    place = [] if path in WITHOUT_INSTALLATION else ["--data-dir", str(tmp_path / "data")]
+    assert cli.main([*line_of(path, named, missing, tmp_path / "there"), *place]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "does not exist" in captured.err
+    assert "missing.toml" in captured.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_files_of_the_command_table_are_all_looked_at():
+    """A path that a new command reads is among them without a word; what it writes has to be named."""
+    named = {(*path, name) for path, name in READ}
+    assert named >= {("policy", "set", "file"), ("factory", "register", "file"), ("ota", "add", "image")}
+    assert len(READ) >= 20
+    written = {option for _, command in COMMANDS.items() for one in command.params for option in one.opts} & WRITTEN
+    assert written == WRITTEN
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["policy", "test", "missing.toml"],
+        ["policy", "test", "a/missing.toml"],
+        ["policy", "diff", "gateway", "--to", "missing.toml"],
+        ["result", "verify", "-", "--aud", "rp", "--jwks", "missing.toml"],
+    ],
+)
+def test_a_word_that_may_name_a_file_and_names_none_is_one_too(words, monkeypatch, capsys):
+    monkeypatch.setattr("provisioning.cli.policy.operator", lambda _: None)
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.endswith("missing.toml: does not exist; check the name\n")
+
+
+def test_a_directory_in_a_files_place_is_one_too(tmp_path, capsys):
+    assert cli.main(["profile", "check", str(tmp_path)]) == 2
+    assert "is a directory" in capsys.readouterr().err
 
 
 def test_without_the_server_extra_one_line_says_so(monkeypatch, capsys):
