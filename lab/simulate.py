@@ -6,7 +6,8 @@ TPM maker live in the data directory, under `simulated/`, and are the same again
 
 import json
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.story import Background, Story, StoryFailed, StoryStopped, console_for, project_environment
@@ -29,7 +30,9 @@ class Fleet:
 
     story: Story
     directory: DataDirectory
-    running: dict[str, Background]
+    running: dict[str, Background] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    """Devices that ended by themselves. Each is told once, and the others go on."""
 
     @property
     def folder(self) -> Path:
@@ -46,10 +49,14 @@ class Fleet:
 
 
 def main(directory: DataDirectory, *, devices: int = 3, up: bool = False, output: str = "table") -> int:
-    """Run the fleet. Exit status: 0 Ctrl-C when it was up, 130 before that, 1 something failed, 3 no service runs."""
+    """Run the fleet. Exit status: 0 Ctrl-C when it was up, 130 before that, 1 something failed, 3 no service runs.
+
+    A device that ends, or does not connect, is told on standard error, and the others go on; one that ended is
+    something that failed.
+    """
     root = directory.root
     with Story(root, project_environment(MUSTER_DATA_DIR=str(root)), console_for(output)) as story:
-        fleet = Fleet(story, directory, {})
+        fleet = Fleet(story, directory)
         try:
             if up:
                 _serve(fleet)
@@ -128,33 +135,65 @@ def _register(fleet: Fleet, names: list[str]) -> None:
 
 
 def _start(fleet: Fleet, names: list[str]) -> None:
+    """Start these, and wait until each is connected, has ended, or had its time."""
     for name in names:
-        fleet.running[name] = fleet.story.background(name, f"python -m lab boot {name}")
+        fleet.running[name] = fleet.story.background(name, f"python -m lab boot {name}", essential=False)
+    until = time.monotonic() + START_SECONDS
 
-    def connected() -> bool:
-        return all(" connected " in fleet.running[name].text() for name in names)
+    def away() -> list[str]:
+        _tell_ended(fleet)
+        return [name for name in names if name in fleet.running and not _is_connected(fleet.running[name])]
 
-    fleet.story.wait(f"{', '.join(names)} connect", connected, START_SECONDS)
+    fleet.story.wait(f"{', '.join(names)} connect", lambda: not away() or time.monotonic() > until, START_SECONDS + 1.0)
+    for name in away():
+        _tell(f"{name} is not connected after {START_SECONDS:.0f} s, and goes on trying", fleet, fleet.running[name])
+
+
+def _tell_ended(fleet: Fleet) -> None:
+    """Say which devices ended since the last look."""
+    for name, background in [*fleet.running.items()]:
+        if (status := background.child.poll()) is not None:
+            del fleet.running[name]
+            fleet.ended.append(name)
+            _tell(f"{name} ended with status {status}; the others go on", fleet, background)
+
+
+def _look(fleet: Fleet) -> None:
+    """Raises: StoryFailed (no device is left)."""
+    _tell_ended(fleet)
+    if not fleet.running:
+        raise StoryFailed("no device is left")
+
+
+def _tell(what: str, fleet: Fleet, background: Background) -> None:
+    fleet.story.tail(background)
+    print(f"muster simulate: {what}", file=sys.stderr, flush=True)
+
+
+def _is_connected(background: Background) -> bool:
+    return " connected " in background.text()
 
 
 def _stay(fleet: Fleet, output: str) -> int:
-    """Until Ctrl-C; a device that ends is told once."""
+    """Until Ctrl-C, or until no device is left."""
     console, urls = fleet.story.console, fleet.endpoints()
     if output == "json":
-        print(json.dumps({"endpoints": urls, "devices": sorted(fleet.running)}), flush=True)
+        told = {"endpoints": urls, "devices": sorted(fleet.running), "ended": sorted(fleet.ended)}
+        print(json.dumps(told), flush=True)
     else:
         for name, url in urls.items():
             console.print(f"  {name:<9} {url}")
-        console.print(f"{len(fleet.running)} devices are connected. Look: muster devices list --data-dir", end=" ")
+        connected = sum(map(_is_connected, fleet.running.values()))
+        console.print(f"{connected} devices are connected. Look: muster devices list --data-dir", end=" ")
         console.print(f"{fleet.directory.root}\nCtrl-C ends everything.")
     try:
-        fleet.story.idle()
+        fleet.story.idle(lambda: _look(fleet))
     except StoryFailed as failed:
         print(f"muster simulate: {failed}", file=sys.stderr)
         return 1
     except StoryStopped:
         pass
-    return 0
+    return 1 if fleet.ended else 0
 
 
 def _batches(names: list[str]) -> list[list[str]]:

@@ -82,11 +82,12 @@ class Running:
 
 @dataclass(slots=True)
 class Background:
-    """A program that runs until the story closes; what it says goes into a file."""
+    """A program that runs until the story closes; what it says goes into a file. Without an essential one it ends."""
 
     name: str
     child: subprocess.Popen[bytes]
     log: Path
+    essential: bool = True
 
     def text(self) -> str:
         """What it said so far."""
@@ -233,13 +234,13 @@ class Story:
         """Tell that a refusal was the expected one."""
         self.console.print(f"     [green]refused, as it must be: {escape(reason)}[/]")
 
-    def background(self, name: str, command: str) -> Background:
+    def background(self, name: str, command: str, *, essential: bool = True) -> Background:
         """Start a program that runs to the end of the story. `NAME.log` gets all that it says."""
         self.echo(f"{command} > {name}.log 2>&1 &")
         log = self.directory / f"{name}.log"
         with log.open("wb") as stream:
             child = start_child(_argv(command), env=self.environment, cwd=self.directory, stdout=stream, stderr=stream)
-        background = Background(name, child, log)
+        background = Background(name, child, log, essential)
         self._background.append(background)
         return background
 
@@ -254,25 +255,27 @@ class Story:
         with self._live(f"waiting: {what}"):
             while not condition():
                 for background in self._background:
-                    if background.child.poll() is not None:
-                        self._log_of(background)
+                    if background.essential and background.child.poll() is not None:
+                        self.tail(background)
                         raise StoryFailed(f"{background.name} ended while waiting: {what}")
                 if time.monotonic() > end:
                     for background in self._background:
-                        self._log_of(background)
+                        self.tail(background)
                     raise StoryFailed(f"not within {seconds:.0f} s: {what}")
                 self._pause(POLL_SECONDS)
 
-    def idle(self) -> None:
-        """Stay until interrupted. Raises: StoryFailed (a background program ended)."""
+    def idle(self, look: Callable[[], None]) -> None:
+        """Stay until interrupted, and look now and then. Raises: StoryFailed (an essential program ended)."""
         while True:
             for background in self._background:
-                if background.child.poll() is not None:
-                    self._log_of(background)
+                if background.essential and background.child.poll() is not None:
+                    self.tail(background)
                     raise StoryFailed(f"{background.name} ended")
+            look()
             self._pause(IDLE_SECONDS)
 
-    def _log_of(self, background: Background) -> None:
+    def tail(self, background: Background) -> None:
+        """The last lines of what a program said."""
         self.console.print(f"   [red]the end of {escape(background.log.name)}:[/]")
         self.show("\n".join(background.text().splitlines()[-TAIL_LINES:]), TAIL_LINES)
 
