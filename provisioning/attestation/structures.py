@@ -6,6 +6,7 @@ clause stands at each parser. All integers are big-endian.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from provisioning.attestation.algorithms import (
     AES,
@@ -80,8 +81,7 @@ class RsaKey:
         return len(self.modulus) * 8
 
 
-@dataclass(frozen=True, slots=True)
-class EccPoint:
+class EccPoint(NamedTuple):
     """A point that claims to be on `curve` (TPM_ECC_CURVE), not checked here; x and y padded to the curve's size."""
 
     curve: int
@@ -89,8 +89,7 @@ class EccPoint:
     y: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PublicArea:
+class PublicArea(NamedTuple):
     """A TPMT_PUBLIC of an asymmetric key. `symmetric_bits` is the AES-CFB key size of a storage key, None without."""
 
     raw: bytes
@@ -107,8 +106,7 @@ class PublicArea:
         return self.raw[2:4] + DIGEST[self.name_alg](self.raw).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(NamedTuple):
     """TPMS_CLOCK_INFO. `clock` in milliseconds; `safe` False: the value may have been reported before (power cut)."""
 
     clock: int
@@ -117,8 +115,7 @@ class Clock:
     safe: bool
 
 
-@dataclass(frozen=True, slots=True)
-class QuotedPcrs:
+class QuotedPcrs(NamedTuple):
     """TPMS_QUOTE_INFO with exactly one bank."""
 
     bank: int
@@ -126,40 +123,38 @@ class QuotedPcrs:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CertifiedName:
+class CertifiedName(NamedTuple):
     """TPMS_CERTIFY_INFO."""
 
     name: bytes
     qualified_name: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Attest:
-    """A TPMS_ATTEST of the expected magic and type. Whether a TPM made it is the signature's matter."""
+class QuoteAttest(NamedTuple):
+    """What TPM2_Quote returns."""
 
     qualified_signer: bytes
     extra_data: bytes
     clock: Clock
     firmware_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class QuoteAttest(Attest):
-    """What TPM2_Quote returns."""
-
     quoted: QuotedPcrs
 
 
-@dataclass(frozen=True, slots=True)
-class CertifyAttest(Attest):
+class CertifyAttest(NamedTuple):
     """What TPM2_Certify returns."""
 
+    qualified_signer: bytes
+    extra_data: bytes
+    clock: Clock
+    firmware_version: int
     certified: CertifiedName
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+Attest = QuoteAttest | CertifyAttest
+"""A TPMS_ATTEST of the expected magic and type. Whether a TPM made it is the signature's matter."""
+
+
+class Signature(NamedTuple):
     """A TPMT_SIGNATURE: RSA's bytes, or ECDSA's `(r, s)`."""
 
     scheme: Scheme
