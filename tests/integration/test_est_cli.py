@@ -90,7 +90,7 @@ def test_a_station_writes_an_idevid_beside_its_request(person, tmp_path, form):
     assert person.asks(*order, "--serial", f"s-{form}") == made  # again: the same, and the budget is not asked
     person.types(*order, "--serial", f"other-{form}", status=1)
     assert "MUSTER-" in person.err
-    person.types(*order[:2], tmp_path / "none.csr", *order[3:], "--serial", "x", status=1)
+    person.types(*order[:2], tmp_path / "none.csr", *order[3:], "--serial", "x", status=2)
     person.types(
         "factory", "idevid", request, "--model", "m", "--station", station, "--serial", "x", "--out", request, status=1
     )

@@ -345,8 +345,8 @@ def test_a_kept_checkpoint_file_is_read(directory, tmp_path, capsys):
     command = ["audit", "verify", "--data-dir", str(directory.root), "--checkpoint"]
     assert cli.main([*command, str(tmp_path / "kept")]) == 0
     assert "the log continues the kept checkpoint" in capsys.readouterr().out
-    assert cli.main([*command, str(tmp_path / "nowhere")]) == 1
-    assert capsys.readouterr().err == f"muster: {tmp_path / 'nowhere'}: No such file or directory; check the name\n"
+    assert cli.main([*command, str(tmp_path / "nowhere")]) == 2
+    assert f"'{tmp_path / 'nowhere'}' does not exist" in capsys.readouterr().err
 
 
 def test_a_column_of_another_type_ends_in_a_line(directory, capsys):

@@ -144,7 +144,7 @@ def test_what_is_no_log_is_refused_by_name(kind, capsys):
 
 
 def test_a_log_that_is_no_file_is_a_line(tmp_path, capsys):
-    assert "check the name" in types(capsys, "attest", "log", tmp_path / "absent", status=1)
+    assert "does not exist" in types(capsys, "attest", "log", tmp_path / "absent", status=2)
     (tmp_path / "big").write_bytes(bytes(9 * 1024 * 1024))
     assert "larger" in types(capsys, "attest", "log", tmp_path / "big", status=1)
     (tmp_path / "empty").write_bytes(b"")
