@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -31,6 +30,7 @@ from provisioning.refusals import (
     TpmWentBack,
 )
 from provisioning.service import Service
+from provisioning.verifier import Accepted, Shown, accept
 from wire.codec import b64url, encode
 from wire.messages import Evidence, PlatformEvidence
 from wire.problems import Problem
@@ -49,21 +49,30 @@ FINAL = ("revoked", "decommissioned")
 
 
 async def judge(
-    verify: Callable[..., T],
+    service: Service,
     evidence: Evidence | PlatformEvidence,
     logs: Logs,
     activated: ActivatedChallenge,
     answered: Answered,
-) -> T:
-    """What `verify_evidence` or `verify_platform` says. Tens of thousands of IMA entries are counted on a thread.
+) -> Accepted:
+    """What `verify_evidence` or `verify_platform` says. Raises: what they do, and VerifierUnavailable.
 
-    Raises: what `verify` does.
+    Tens of thousands of IMA entries are counted on a thread: whoever verifies would let all others wait for them.
     """
-    given = (evidence, logs.boot, activated, answered.policy, answered.previous, answered.release_values)
-    names = (answered.device.id, answered.device.serial)
+    shown = Shown(
+        evidence,
+        logs.boot,
+        logs.ima,
+        activated,
+        answered.policy_id,
+        answered.policy,
+        answered.previous,
+        answered.release_values,
+        (answered.device.id, answered.device.serial),
+    )
     if logs.ima is None:
-        return verify(*given, device=names)
-    return await asyncio.to_thread(verify, *given, ima_log=logs.ima, device=names)
+        return await service.verifier.evidence(shown)
+    return await asyncio.to_thread(accept, shown)
 
 
 def verify_same_identity(device: Record | None, answered: Answered, at: int) -> Record:

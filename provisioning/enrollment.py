@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 
 from provisioning import attesting, challenges, endorsing, remedy
 from provisioning.attestation.appraisal import select_pcrs
-from provisioning.attestation.evidence import VerifiedEvidence, verify_evidence
 from provisioning.attestation.identity import verify_answer
 from provisioning.attesting import Refused
 from provisioning.challenges import Answered
@@ -32,6 +31,7 @@ from provisioning.refusals import (
     SerialHasAnotherTpm,
 )
 from provisioning.service import Service
+from provisioning.verifier import Accepted
 from wire.codec import encode
 from wire.messages import (
     EVIDENCE_BODY_MOST,
@@ -116,7 +116,7 @@ async def complete_enrollment(
         logs = await logs_of(service, evidence, found.challenge)
         if remedy.is_wanted(found):
             return _answer(service, found.device.id, await remedy.issue_way_back(service, found, evidence, logs))
-        verified = await attesting.judge(verify_evidence, evidence, logs, activated, found)
+        verified = await attesting.judge(service, evidence, logs, activated, found)
         return await _issue(service, found, verified, attesting.stored_form(evidence, received), logs)
     except ChallengeTaken:  # by other evidence, in between: that one is judged, and this one changes nothing
         raise
@@ -178,12 +178,12 @@ async def _judge_claims(service: Service, found: Answered) -> Answered:
 
 
 async def _issue(
-    service: Service, answered: Answered, verified: VerifiedEvidence, evidence: bytes, logs: Logs
+    service: Service, answered: Answered, verified: Accepted, evidence: bytes, logs: Logs
 ) -> Issued:
     device, now = answered.device, service.clock()
     attesting.verify_same_identity(device, answered, int(now.timestamp()))
     await attesting.verify_may_return(service, answered)
-    order = ldevid_order(service, device, verified.csr.spki, answered.challenge.enrollment_id)
+    order = ldevid_order(service, device, verified.spki, answered.challenge.enrollment_id)
     entry = leaf(
         service, "attestation", now, device=device.id, flow="enroll", evidence=hashlib.sha256(evidence).digest()
     )

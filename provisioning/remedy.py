@@ -10,7 +10,6 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from provisioning import attesting, challenges, health
-from provisioning.attestation.evidence import verify_evidence
 from provisioning.attestation.identity import verify_answer
 from provisioning.attestation.policy import Policy
 from provisioning.challenges import Answered
@@ -51,10 +50,10 @@ async def issue_way_back(service: Service, answered: Answered, evidence: Evidenc
     now = service.clock()
     softened = replace(answered, policy=replace(answered.policy, mode="monitor"))
     activated = verify_answer(evidence, evidence.csr, answered.challenge)
-    verified = await attesting.judge(verify_evidence, evidence, logs, activated, softened)
+    verified = await attesting.judge(service, evidence, logs, activated, softened)
     device, at = answered.device, int(now.timestamp())
     attesting.verify_same_identity(device, answered, at)
-    order = quarantine_order(service, device, verified.csr.spki, answered.challenge.enrollment_id)
+    order = quarantine_order(service, device, verified.spki, answered.challenge.enrollment_id)
 
     def claim(tx: Connection, _again: bool) -> None:  # noqa: FBT001  the shape of a claim
         current = attesting.verify_same_identity(devices.by_id(tx, device.id), answered, at)

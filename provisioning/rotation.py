@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
 
 from provisioning import attesting, challenges, outbox, reattesting, sessions
-from provisioning.attestation.evidence import verify_evidence, verify_platform
 from provisioning.attestation.identity import verify_answer
 from provisioning.db import commands, devices, enrollments, leaves
 from provisioning.db.devices import Record
@@ -159,12 +158,12 @@ async def _rotation_evidence(service: Service, message: RotationEvidence) -> Non
     try:
         activated = verify_answer(evidence, evidence.csr, taken.challenge)
         logs = await logs_of(service, evidence, taken.challenge)
-        verified = await attesting.judge(verify_evidence, evidence, logs, activated, taken)
+        verified = await attesting.judge(service, evidence, logs, activated, taken)
         _same_ak(taken)
         now = service.clock()
         device = taken.device
         await attesting.verify_may_return(service, taken)
-        order = ldevid_order(service, device, verified.csr.spki, taken.challenge.enrollment_id)
+        order = ldevid_order(service, device, verified.spki, taken.challenge.enrollment_id)
         kept = attesting.stored_form(evidence, received)
         digest = hashlib.sha256(kept).digest()
         entry = leaf(service, "attestation", now, device=device.id, flow="rotate", evidence=digest)
@@ -233,7 +232,7 @@ async def _attestation_evidence(service: Service, message: AttestationEvidence) 
     try:
         activated = verify_answer(evidence, b"", taken.challenge)
         logs = await logs_of(service, evidence, taken.challenge)
-        verified = await attesting.judge(verify_platform, evidence, logs, activated, taken)
+        verified = await attesting.judge(service, evidence, logs, activated, taken)
         _same_ak(taken)
     except Refusal as refusal:
         await _refuse(service, refusal, where, command)

@@ -5,14 +5,18 @@ request that ends the partner gets a 503 like all that were with it, and the wor
 """
 
 import argparse
+import copyreg
 import gc
 import json
 import os
+import pickle
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, replace
 from functools import cache
+from types import MappingProxyType
 
 from provisioning import refusals
 from provisioning.app.logging import configure_logging
@@ -28,12 +32,17 @@ from provisioning.app.partner import (
     frame,
     frames,
 )
+from provisioning.attestation.evidence import ActivatedChallenge, context_of, verify_attestation_key
+from provisioning.attestation.policy import Policy
+from provisioning.attestation.quote import TpmState, VerifiedPcrs
 from provisioning.config import ConfigurationRefused
 from provisioning.issuance.algorithms import verify_by_spki
 from provisioning.issuance.csr import verify_possession
 from provisioning.refusals import Finding, Refusal, VerifierUnavailable
+from provisioning.verifier import Accepted, Shown, accept
 
-POSSESSION, SIGNATURE = 1, 2
+POSSESSION, SIGNATURE, POLICY, EVIDENCE = 1, 2, 3, 4
+"""What a verifier is asked for. A policy goes before the first evidence that is judged by it, once."""
 YOUNG_MOST = 20_000
 """Objects that are made before the youngest are looked at for cycles."""
 ANSWERS_AT_ONCE = 8
@@ -47,7 +56,9 @@ class PartnerVerifier:
     def __init__(self, core: int | None) -> None:
         """Start it on that core; `ready` waits for it."""
         arguments = [] if core is None else ["--core", str(core)]
-        self._partner = Partner(Work("verifier", "provisioning.app.verifying", arguments), lambda _: None)
+        self._told: set[tuple[int, str]] = set()
+        """The policies that it has."""
+        self._partner = Partner(Work("verifier", "provisioning.app.verifying", arguments), lambda _: self._told.clear())
         self._partner.start()
 
     def ready(self) -> None:
@@ -65,6 +76,27 @@ class PartnerVerifier:
         """See `Verifier`."""
         await self._asked(SIGNATURE, _LENGTHS.pack(len(spki), len(signature)) + spki + signature + message)
 
+    async def evidence(self, shown: Shown) -> Accepted:
+        """See `Verifier`."""
+        if shown.policy.ima is not None or shown.ima_log is not None:  # it holds keys, which do not travel
+            return accept(shown)
+        policy, at = shown.policy, (shown.policy_id, shown.policy.mode)
+        if at not in self._told:
+            without_roots = replace(policy, ek_roots=(), identity_roots=(), crls=())
+            await self._asked(POLICY, pickle.dumps((at, without_roots)))
+            self._told.add(at)
+        content = (
+            shown.evidence,
+            shown.boot_log,
+            replace(shown.activated.challenge, secret=b""),
+            shown.activated.csr,
+            at,
+            shown.previous,
+            shown.release_values,
+            shown.device,
+        )
+        return accepted(await self._asked(EVIDENCE, pickle.dumps(content)))
+
     def close(self) -> None:
         """It ends."""
         self._partner.close()
@@ -80,8 +112,7 @@ class PartnerVerifier:
 
 def told(refusal: Refusal) -> bytes:
     """A refusal as it goes over the socket."""
-    findings = [[one.what, one.expected, one.actual, one.cure, one.refused] for one in refusal.findings]
-    return json.dumps([refusal.code, refusal.expected, refusal.actual, findings]).encode()
+    return json.dumps([refusal.code, refusal.expected, refusal.actual, _plain(refusal.findings)]).encode()
 
 
 def refusal_of(text: str) -> Refusal:
@@ -90,11 +121,37 @@ def refusal_of(text: str) -> Refusal:
     return _by_code()[code](expected=expected, actual=actual, findings=tuple(Finding(*one) for one in findings))
 
 
+def proven(accepted: Accepted) -> bytes:
+    """What evidence proved, as it goes over the socket: plain values, which can only be what they are."""
+    values = {str(pcr): value.hex() for pcr, value in accepted.pcrs.values.items()}
+    return json.dumps(
+        [accepted.pcrs.bank, values, astuple(accepted.pcrs.tpm), _plain(accepted.findings), accepted.spki.hex()]
+    ).encode()
+
+
+def accepted(content: bytes) -> Accepted:
+    """The inverse of `proven`."""
+    bank, values, tpm, findings, spki = json.loads(content)
+    pcrs = MappingProxyType({int(pcr): bytes.fromhex(value) for pcr, value in values.items()})
+    verified = VerifiedPcrs(bank, pcrs, TpmState(*tpm))
+    return Accepted(verified, tuple(Finding(*one) for one in findings), bytes.fromhex(spki))
+
+
+def _plain(findings: Sequence[Finding]) -> list[list[object]]:
+    return [[one.what, one.expected, one.actual, one.cure, one.refused] for one in findings]
+
+
 @cache
 def _by_code() -> dict[str, type[Refusal]]:
     kinds = (kind for kind in vars(refusals).values() if isinstance(kind, type) and issubclass(kind, Refusal))
     return {kind.code: kind for kind in kinds if kind is not Refusal}
 
+
+def _view(values: dict[object, object]) -> MappingProxyType[object, object]:
+    return MappingProxyType(values)
+
+
+copyreg.pickle(MappingProxyType, lambda view: (_view, (dict(view),)))  # it has no way to travel of its own
 
 # --- the partner ------------------------------------------------------------------------------------------------------
 
@@ -111,7 +168,28 @@ def _signature(content: bytes) -> bytes:
     return b""
 
 
-_WORK: dict[int, Callable[[bytes], bytes]] = {POSSESSION: _possession, SIGNATURE: _signature}
+_policies: dict[tuple[int, str], Policy] = {}
+
+
+def _policy(content: bytes) -> bytes:
+    at, policy = pickle.loads(content)  # noqa: S301  by the worker, over a socket of its own
+    _policies[at] = policy
+    return b""
+
+
+def _evidence(content: bytes) -> bytes:
+    evidence, log, challenge, csr, at, *given = pickle.loads(content)  # noqa: S301  the same
+    ak = verify_attestation_key(challenge.ak_public)
+    activated = ActivatedChallenge(challenge, ak, csr, context_of(challenge, ak, csr))
+    return proven(accept(Shown(evidence, log, None, activated, at[0], _policies[at], *given)))
+
+
+_WORK: dict[int, Callable[[bytes], bytes]] = {
+    POSSESSION: _possession,
+    SIGNATURE: _signature,
+    POLICY: _policy,
+    EVIDENCE: _evidence,
+}
 
 
 def _serve(connection: socket.socket) -> None:
