@@ -15,6 +15,7 @@ import pytest
 
 from provisioning.app.endpoints import bind_shared
 from provisioning.config import DataDirectory
+from tests.support.processes import children, gone
 from tests.support.service import make_installation
 
 PATIENCE_SECONDS = 60
@@ -61,17 +62,7 @@ class Serving:
 
     def children(self, part):
         """The numbers of the children whose command line has that part."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != self.process.pid:
-                try:
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                if part in command and parent == self.process.pid:
-                    found.append(int(entry.name))
-        return found
+        return children(self.process.pid, part)
 
     def events(self):
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
@@ -105,13 +96,6 @@ def eventually(condition):
         time.sleep(0.05)
 
 
-def gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def answers(url):
     host, port = url.rpartition("/")[2].split(":")
     try:
@@ -126,22 +110,22 @@ def test_when_it_says_ready_everything_answers_and_when_it_ends_nothing_does(ser
     endpoints = serving.ready()
     assert set(endpoints) == {"device", "operator", "public", "mqtt"}
     assert all(answers(url) for url in endpoints.values())
-    children = serving.children("")
-    assert len(children) == 2
+    started = serving.children("")
+    assert len(started) == 2
     assert serving.stop() == 0
     assert not directory.endpoints.exists()
-    assert all(gone(child) for child in children)
+    assert all(gone(child) for child in started)
     assert not any(answers(url) for url in endpoints.values())
 
 
 def test_when_it_is_killed_its_children_die(serve):
     serving = serve()
     serving.ready()
-    children = serving.children("")
-    assert len(children) == 2
+    started = serving.children("")
+    assert len(started) == 2
     serving.process.kill()
     serving.process.wait()
-    eventually(lambda: all(gone(child) for child in children))
+    eventually(lambda: all(gone(child) for child in started))
 
 
 @pytest.mark.parametrize("part", ["provisioning.app.worker", "mosquitto"])
@@ -154,6 +138,20 @@ def test_a_child_that_is_killed_is_started_again_on_the_same_port(serve, part):
     eventually(lambda: all(answers(url) for url in endpoints.values()))
     assert "child.died" in serving.events()
     assert serving.stop() == 0
+
+
+def test_only_the_signer_holds_the_token_and_partners_die_with_their_worker(serve):
+    serving = serve()
+    serving.ready()
+    (worker,) = serving.children("provisioning.app.worker")
+    (signer,), (verifier,) = (children(worker, f"provisioning.app.{part}") for part in ("signer", "verifying"))
+    holds = {pid: "libsofthsm2.so" in Path(f"/proc/{pid}/maps").read_text() for pid in (worker, signer, verifier)}
+    assert holds == {worker: False, signer: True, verifier: False}
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: gone(signer) and gone(verifier))
+    eventually(lambda: serving.children("provisioning.app.worker") not in ([], [worker]))
+    (again,) = serving.children("provisioning.app.worker")
+    eventually(lambda: children(again, "provisioning.app.signer") and children(again, "provisioning.app.verifying"))
 
 
 def test_a_database_that_is_replaced_is_opened_anew_and_one_that_is_gone_ends_it(serve, directory):
