@@ -16,7 +16,7 @@ from provisioning.db import devices, enrollments, leaves
 from provisioning.db.devices import Record
 from provisioning.findings import Noticed, notice, notice_ak_twice, suspect
 from provisioning.journal import identifier, leaf
-from provisioning.logs import Logs, keep_ima_log, keep_log
+from provisioning.logs import Logs, keep_logs
 from provisioning.monitoring import Kind
 from provisioning.refusals import (
     ApprovalRequired,
@@ -148,6 +148,7 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
     now = service.clock()
     at = int(now.timestamp())
     device_id, tpm = answered.device.id, outcome.pcrs.tpm
+    boot_log, ima_log = keep_logs(tx, service.config.retention, device_id, outcome.logs, at)
     enrollments.add_attestation(
         tx,
         {
@@ -158,8 +159,8 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
             "policy_id": answered.policy_id,
             "ak_public": answered.challenge.ak_public,
             "evidence": outcome.evidence,
-            "boot_log_sha256": keep_log(tx, device_id, outcome.logs.boot, at),
-            "ima_log_sha256": keep_ima_log(tx, device_id, outcome.logs.ima, at),
+            "boot_log_sha256": boot_log,
+            "ima_log_sha256": ima_log,
             "findings": _all_findings(answered, outcome),
         },
     )

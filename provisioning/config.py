@@ -6,7 +6,7 @@ Every limit stands here with its unit in its name. This module alone reads the e
 import os
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,6 +135,22 @@ class Commands:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How long evidence is kept, and how much of one device. What something rests on stays (`keeping`)."""
+
+    attestations_days: int = 90
+    """Evidence that passed, with the logs that it names."""
+    refused_days: int = 90
+    """Evidence that was refused; the refusals themselves stay."""
+    attestations_per_device: int = 10_000
+    """What is beyond and not of the last day goes with the next walk through the fleet."""
+    logs_per_device: int = 64
+    """Boot logs and IMA logs; those of one boot of which one begins the other are one."""
+    log_bytes_per_device: int = 32 * 1024 * 1024
+    """Bytes of all of them. Both bounds hold at once: the oldest go in the transaction that adds one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it."""
 
@@ -144,6 +160,7 @@ class Config:
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     limits: Limits = field(default_factory=Limits)
     commands: Commands = field(default_factory=Commands)
+    retention: Retention = field(default_factory=Retention)
     workers: int = 1
     database: str = "muster.db"
     """A path relative to the data directory."""
@@ -259,6 +276,10 @@ def parse_config(text: str, name: str) -> Config:
     for key in ("requests_per_second_per_address", "enrollments_per_second", "results_per_second"):
         if getattr(config.limits, key) < 1:
             msg = f"{name}: limits.{key}: is less than 1, so that nobody could ask; correct it"
+            raise ConfigurationRefused(msg)
+    for rule in fields(Retention):
+        if getattr(config.retention, rule.name) < 1:
+            msg = f"{name}: retention.{rule.name}: is less than 1; correct it"
             raise ConfigurationRefused(msg)
     if not (config.hsm.sessions >= 1 and config.hsm.deadline_milliseconds >= 1):
         msg = f"{name}: hsm: sessions and deadline_milliseconds are 1 or more; correct it"

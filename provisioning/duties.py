@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from ota.files import replace_file
 from ota.repository import refresh_online
-from provisioning import crls, journal, linting, ocsp, outbox, reattesting, recalling, revoking, rotation
+from provisioning import crls, journal, linting, ocsp, outbox, reattesting, recalling, retention, revoking, rotation
 from provisioning.authorities import LOG
 from provisioning.db import commands, leaves, revocations
 from provisioning.db.devices import Record
@@ -43,6 +43,7 @@ CHECKPOINT_SECONDS = 1.0
 EXPIRY_SECONDS = 60.0
 STRANGERS_SECONDS = 60.0
 LINT_SECONDS = 60.0
+RETENTION_SECONDS = 60.0
 TRUST_SECONDS = 600.0
 ROLLOVER_SECONDS = 1.0
 TRUST_LEFT = timedelta(days=6)
@@ -131,7 +132,7 @@ async def _carry_out(service: Service, holder: str, wire_for: Callable[[Receive]
 def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
     """The table."""
     revoked, upkeep = Revoked(service, wire), Upkeep(service, wire.end_session)
-    nightly = linting.Nightly(service.clock())
+    nightly, walk = linting.Nightly(service.clock()), retention.Walk()
     return (
         Duty("outbox", OUTBOX_SECONDS, lambda: pump(service, wire), wake),
         Duty("revoked", REVOKED_SECONDS, revoked.follow),
@@ -145,6 +146,7 @@ def duties(service: Service, wire: Wire, wake: asyncio.Event) -> Sequence[Duty]:
         Duty("expiry", EXPIRY_SECONDS, lambda: outbox.expire(service)),
         Duty("strangers", STRANGERS_SECONDS, lambda: journal.note_strangers(service)),
         Duty("lint", LINT_SECONDS, lambda: nightly.run(service)),
+        Duty("retention", RETENTION_SECONDS, lambda: walk.go_on(service)),
     )
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from ota.bundle import published_bundle
 from ota.refusals import UpdateRefused
 from provisioning.config import Config, ConfigurationRefused, DataDirectory
-from provisioning.db import authorities, inspection
+from provisioning.db import authorities, inspection, retention
 from provisioning.db.devices import Record
 from provisioning.transparency import (
     CHECKPOINT_MOST,
@@ -126,7 +126,7 @@ def verify_log(tx: Connection, keys: LogKeys, kept: bytes | None = None) -> Repo
         report.checks[-1].faults.append(
             f"the kept checkpoint of size {older.size} is of another tree: history was rewritten"
         )
-    report.notes += _notes(tree.size, waiting, erased)
+    report.notes += [*_notes(tree.size, waiting, erased), *_removed(tx)]
     return report
 
 
@@ -215,6 +215,15 @@ def _notes(size: int, waiting: int, erased: int) -> list[str]:
     if erased:
         notes.append(f"the records of {erased} leaves were erased: their hashes stand alone")
     return notes
+
+
+def _removed(tx: Connection) -> list[str]:
+    """What retention removed: no fault, and nothing that a leaf held."""
+    found = retention.removed_in_all(tx)
+    if not (found.attestations or found.refused or found.logs):
+        return []
+    what = f"{found.attestations} attestations, {found.refused} refused ones and {found.logs} logs"
+    return [f"retention removed {what}: the leaves keep their hashes, the rest is gone"]
 
 
 def read_kept(path: Path) -> bytes:

@@ -22,7 +22,7 @@ from provisioning.attestation.endorsement import ek_id_of
 from provisioning.authorities import Authorities
 from provisioning.db import inspection
 from provisioning.db.devices import Record
-from provisioning.db.logs import content_of
+from provisioning.db.logs import stored
 from provisioning.est import REQUEST_PREFIX
 from provisioning.issuance.tbs import UNPARSED, Profile, assemble, serial_text
 from provisioning.refusals import Refusal
@@ -104,12 +104,22 @@ def _attestations(tx: Connection, records: _Records, report: Report) -> dict[str
         named |= {name for name in (row.boot_log_sha256, row.ima_log_sha256) if name is not None}
         if (row.device_id, row.flow, hashlib.sha256(row.evidence).digest()) not in records.attestations:
             logged.faults.append(f"attestation {row.id} of {row.device_id}: the log has no leaf for this evidence")
+    for row in inspection.removed_attestations(tx):
+        logged.looked_at += 1
+        attested[row.id] = (row.device_id, row.flow)
+        if (row.device_id, row.flow, row.evidence_sha256) not in records.attestations:
+            logged.faults.append(f"attestation {row.id} of {row.device_id}: removed, and the log has no leaf for it")
+    gone = 0
     for row in inspection.boot_logs(tx):
         logs.looked_at += 1
         named.discard(row.sha256)
-        content = row.content if row.beginning_of is None else content_of(tx, row.sha256)
-        if content is None or hashlib.sha256(content).hexdigest() != row.sha256:
+        found = stored(tx, row.sha256)
+        if found is not None and found.removed_at is not None:
+            gone += 1
+        elif found is None or found.content is None or hashlib.sha256(found.content).hexdigest() != row.sha256:
             logs.faults.append(f"log {row.sha256}: is not what its name says")
+    if gone:
+        report.notes.append(f"{gone} logs that evidence names were removed by retention: their hashes stand alone")
     logs.faults += [f"log {sha256}: an attestation names it, and it is gone" for sha256 in sorted(named)]
     return attested
 

@@ -9,6 +9,7 @@ from provisioning.db.devices import Record, device
 from provisioning.db.enrollments import attestation, certificate
 from provisioning.db.leaves import checkpoint, leaf
 from provisioning.db.logs import log
+from provisioning.db.retention import removed_attestation
 from provisioning.db.revocations import ADOPTED, crl, revocation
 from provisioning.refusals import StorageUnavailable
 
@@ -30,8 +31,13 @@ def attestations(tx: Connection) -> Iterator[Record]:
     return _rows(tx, select(attestation).order_by(attestation.c.at, attestation.c.id))
 
 
+def removed_attestations(tx: Connection) -> Iterator[Record]:
+    """What is left of evidence that earned certificates and was removed."""
+    return _rows(tx, select(removed_attestation).order_by(removed_attestation.c.at, removed_attestation.c.id))
+
+
 def boot_logs(tx: Connection) -> Iterator[Record]:
-    """Every stored boot log and IMA log."""
+    """Every boot log and IMA log that is known by its name."""
     return _rows(tx, select(log).order_by(log.c.sha256))
 
 

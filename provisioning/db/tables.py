@@ -150,40 +150,21 @@ class Enrollment(SQLModel, table=True):
 
 
 class Attestation(SQLModel, table=True):
-    """One evidence that passed, as it was received."""
+    """One evidence that passed, as it was received. What is long stands last: what is before it is read without it."""
 
-    __table_args__ = (Index("attestation_of", "device_id", "at"),)
-    id: str = Field(primary_key=True)
+    __table_args__ = (Index("attestation_of", "device_id", "at", "number", "boot_log_sha256", "ima_log_sha256"),)
+    number: int | None = Field(default=None, primary_key=True)
+    """The order in which they came, also within one second."""
+    id: str = Field(unique=True)
     flow: str
     device_id: str
     at: int = moment(nullable=False)
     policy_id: int
-    ak_public: bytes = blob(nullable=False)
-    evidence: bytes = blob(nullable=False)
     boot_log_sha256: str | None = None
     ima_log_sha256: str | None = None
+    ak_public: bytes = blob(nullable=False)
     findings: str = text(nullable=False)
-
-
-class BootLog(SQLModel, table=True):
-    """A boot log, or an IMA log, by its hash, as it was received."""
-
-    sha256: str = Field(primary_key=True)
-    device_id: str
-    at: int = moment(nullable=False)
-    content: bytes = blob(nullable=False)
-    beginning_of: str | None = Field(default=None, index=True)
-    """Another log whose first `size` bytes are this one, and then `content` is empty: a kernel's list only grows."""
-    size: int = moment(nullable=False)
-
-
-class Upload(SQLModel, table=True):
-    """A log that was uploaded and that nothing on record names yet: it goes when nothing does in time."""
-
-    __table_args__ = (Index("upload_of_device", "device_id", "at"), Index("upload_at", "at"))
-    sha256: str = Field(primary_key=True)
-    device_id: str
-    at: int = moment(nullable=False)
+    evidence: bytes = blob(nullable=False)
 
 
 class RefusalRow(SQLModel, table=True):

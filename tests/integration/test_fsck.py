@@ -261,7 +261,9 @@ def test_an_erased_record_is_no_fault_of_the_log(directory):
         ),
         ("update attestation set evidence = cast(evidence || ' ' as blob)", EVIDENCE, "no leaf for this evidence"),
         ("update attestation set device_id = 'd-0'", ATTESTED, "no attestation answers"),
-        ("update bootlog set content = cast(content || x'00' as blob)", BOOT_LOG, "is not what its name says"),
+        ("update log_content set content = cast(x'00' || content as blob)", BOOT_LOG, "is not what its name says"),
+        ("update bootlog set size = size - 1", BOOT_LOG, "is not what its name says"),
+        ("delete from log_content", BOOT_LOG, "is not what its name says"),
         ("delete from bootlog", BOOT_LOG, "it is gone"),
         (
             "update device set serial = 'other' where id = (select min(id) from device)",

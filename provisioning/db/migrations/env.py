@@ -3,7 +3,14 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-from provisioning.db import ca_tables, evidence_tables, finding_tables, tables  # noqa: F401  (they declare the tables)
+from provisioning.db import (  # noqa: F401  (they declare the tables)
+    ca_tables,
+    evidence_tables,
+    finding_tables,
+    log_tables,
+    retention_tables,
+    tables,
+)
 from provisioning.db.store import open_sqlite
 
 engine = open_sqlite(context.config.attributes["path"], read_only=False)

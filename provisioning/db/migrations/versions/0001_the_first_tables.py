@@ -22,20 +22,24 @@ def upgrade() -> None:
     )
     op.create_table(
         "attestation",
+        sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("flow", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("policy_id", sa.Integer(), nullable=False),
-        sa.Column("ak_public", sa.LargeBinary(), nullable=False),
-        sa.Column("evidence", sa.LargeBinary(), nullable=False),
         sa.Column("boot_log_sha256", sa.String(), nullable=True),
         sa.Column("ima_log_sha256", sa.String(), nullable=True),
+        sa.Column("ak_public", sa.LargeBinary(), nullable=False),
         sa.Column("findings", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
+        sa.Column("evidence", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("number"),
+        sa.UniqueConstraint("id"),
     )
     with op.batch_alter_table("attestation", schema=None) as batch_op:
-        batch_op.create_index("attestation_of", ["device_id", "at"], unique=False)
+        batch_op.create_index(
+            "attestation_of", ["device_id", "at", "number", "boot_log_sha256", "ima_log_sha256"], unique=False
+        )
 
     op.create_table(
         "authority",
@@ -57,13 +61,12 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
-        sa.Column("content", sa.LargeBinary(), nullable=False),
-        sa.Column("beginning_of", sa.String(), nullable=True),
         sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("body", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("sha256"),
     )
     with op.batch_alter_table("bootlog", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_bootlog_beginning_of"), ["beginning_of"], unique=False)
+        batch_op.create_index(batch_op.f("ix_bootlog_body"), ["body"], unique=False)
 
     op.create_table(
         "bundle",
@@ -362,6 +365,33 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
+        "log_body",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("content", sa.String(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("removed_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "log_content",
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("sha256"),
+    )
+    op.create_table(
+        "log_use",
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("body", sa.Integer(), nullable=False),
+        sa.Column("ima", sa.Boolean(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("removed_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("device_id", "body"),
+        sqlite_with_rowid=False,
+    )
+    with op.batch_alter_table("log_use", schema=None) as batch_op:
+        batch_op.create_index("log_use_of_body", ["body", "device_id"], unique=False)
+
+    op.create_table(
         "mqttsession",
         sa.Column("device_id", sa.String(), nullable=False),
         sa.Column("session", sa.String(), nullable=False),
@@ -465,6 +495,26 @@ def upgrade() -> None:
         sa.Column("published_at", sa.BigInteger(), nullable=False),
         sa.Column("withdrawn", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("target"),
+    )
+    op.create_table(
+        "removed",
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("attestations", sa.Integer(), nullable=False),
+        sa.Column("attestations_until", sa.BigInteger(), nullable=True),
+        sa.Column("refused", sa.Integer(), nullable=False),
+        sa.Column("logs", sa.Integer(), nullable=False),
+        sa.Column("removed_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("device_id"),
+    )
+    op.create_table(
+        "removed_attestation",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("device_id", sa.String(), nullable=False),
+        sa.Column("flow", sa.String(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("evidence_sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("removed_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
         "revocation",
@@ -572,6 +622,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_revocation_serial"))
 
     op.drop_table("revocation")
+    op.drop_table("removed_attestation")
+    op.drop_table("removed")
     op.drop_table("release")
     with op.batch_alter_table("refused_evidence", schema=None) as batch_op:
         batch_op.drop_index("refused_evidence_of")
@@ -591,6 +643,12 @@ def downgrade() -> None:
     op.drop_table("policy")
     op.drop_table("operator")
     op.drop_table("mqttsession")
+    with op.batch_alter_table("log_use", schema=None) as batch_op:
+        batch_op.drop_index("log_use_of_body")
+
+    op.drop_table("log_use")
+    op.drop_table("log_content")
+    op.drop_table("log_body")
     op.drop_table("lease")
     with op.batch_alter_table("leaf", schema=None) as batch_op:
         batch_op.drop_index(
@@ -666,7 +724,7 @@ def downgrade() -> None:
     op.drop_table("certificate")
     op.drop_table("bundle")
     with op.batch_alter_table("bootlog", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_bootlog_beginning_of"))
+        batch_op.drop_index(batch_op.f("ix_bootlog_body"))
 
     op.drop_table("bootlog")
     op.drop_table("authority")
