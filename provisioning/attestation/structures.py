@@ -1,13 +1,14 @@
 """TPM structures as pure data: exact lengths, allow-listed algorithms, nothing behind the end.
 
 Parsed means well-formed, never authentic. Layouts: TCG TPM 2.0 Library Specification, Part 2, Structures; the
-clause stands at each parser. All integers are big-endian.
+clause stands at each parser. All integers are big-endian. What has the shape that nearly all have is read by `usual`.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from provisioning.attestation import usual
 from provisioning.attestation.algorithms import (
     AES,
     ATTRIBUTE_NAMES,
@@ -20,11 +21,13 @@ from provisioning.attestation.algorithms import (
     HASH_NAMES,
     MAX_PCR,
     NULL,
+    P256,
     RSA,
     RSA_BITS,
     RSA_EXPONENT,
     RSAPSS,
     RSASSA,
+    SHA256,
 )
 from provisioning.attestation.reader import Reader, Run
 from provisioning.refusals import NotGeneratedByTpm, WrongAttestationType
@@ -67,6 +70,8 @@ class Scheme:
 _SCHEMES_OF = {RSA: frozenset({RSASSA, RSAPSS}), ECC: frozenset({ECDSA})}
 _ALL_SCHEMES = frozenset[int]().union(*_SCHEMES_OF.values())
 _SCHEMES = {(algorithm, digest): Scheme(algorithm, digest) for algorithm in _ALL_SCHEMES for digest in HASH_NAMES}
+_ECDSA_SHA256 = _SCHEMES[ECDSA, SHA256]
+_USUAL_KEYS = ((usual.SIGNING_KEY, _ECDSA_SHA256), (usual.KEY, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,16 @@ class Signature(NamedTuple):
 
 def parse_public(data: bytes) -> PublicArea:
     """Exactly one TPMT_PUBLIC of an RSA or ECC key (Part 2, 12.2.4). Raises: StructureMalformed, AlgorithmRefused."""
+    for shape, scheme in _USUAL_KEYS:
+        found = shape.read(data)
+        if found is not None and not found[0] & ~_KNOWN_ATTRIBUTES:
+            attributes, x, y = found
+            return PublicArea(data, SHA256, attributes, b"", None, scheme, EccPoint(P256, x, y))
+    return read_public(data)
+
+
+def read_public(data: bytes) -> PublicArea:
+    """`parse_public`, field by field."""
     reader = Reader(data, "TPMT_PUBLIC")
     kind = reader.u16("type")
     if kind not in _SCHEMES_OF:
@@ -194,6 +209,16 @@ def parse_quote(data: bytes) -> QuoteAttest:
 
     Raises: StructureMalformed, AlgorithmRefused, NotGeneratedByTpm, WrongAttestationType.
     """
+    found = usual.QUOTE.read(data)
+    if found is not None and (safe := _WELL_FORMED_SAFE.get(found[5])) is not None:
+        signer, extra, clock, resets, restarts, _, firmware, select, digest = found
+        quoted = QuotedPcrs(SHA256, _pcrs_of(int.from_bytes(select, "little")), digest)
+        return QuoteAttest(signer, extra, Clock(clock, resets, restarts, safe), firmware, quoted)
+    return read_quote(data)
+
+
+def read_quote(data: bytes) -> QuoteAttest:
+    """`parse_quote`, field by field."""
     reader = Reader(data, "TPMS_ATTEST")
     signer, extra, clock, firmware = _attest_header(reader, ATTEST_QUOTE)
     banks, bank, size = reader.run(_SELECTION_HEAD)
@@ -211,6 +236,16 @@ def parse_certify(data: bytes) -> CertifyAttest:
 
     Raises: StructureMalformed, NotGeneratedByTpm, WrongAttestationType.
     """
+    found = usual.CERTIFY.read(data)
+    if found is not None and (safe := _WELL_FORMED_SAFE.get(found[5])) is not None:
+        signer, extra, clock, resets, restarts, _, firmware, name, qualified = found
+        certified = CertifiedName(name, qualified)
+        return CertifyAttest(signer, extra, Clock(clock, resets, restarts, safe), firmware, certified)
+    return read_certify(data)
+
+
+def read_certify(data: bytes) -> CertifyAttest:
+    """`parse_certify`, field by field."""
     reader = Reader(data, "TPMS_ATTEST")
     signer, extra, clock, firmware = _attest_header(reader, ATTEST_CERTIFY)
     name = reader.sized("attested.name", 2 + 64)
@@ -221,6 +256,13 @@ def parse_certify(data: bytes) -> CertifyAttest:
 
 def parse_signature(data: bytes) -> Signature:
     """Exactly one TPMT_SIGNATURE (Part 2, 11.3.4). Raises: StructureMalformed, AlgorithmRefused."""
+    if found := usual.SIGNATURE.read(data):
+        return Signature(_ECDSA_SHA256, (int.from_bytes(found[0], "big"), int.from_bytes(found[1], "big")))
+    return read_signature(data)
+
+
+def read_signature(data: bytes) -> Signature:
+    """`parse_signature`, field by field."""
     reader = Reader(data, "TPMT_SIGNATURE")
     scheme = _scheme(reader, "sigAlg", _ALL_SCHEMES)
     if scheme is None:
