@@ -177,9 +177,7 @@ async def _judge_claims(service: Service, found: Answered) -> Answered:
     return found if changed is None else replace(found, device=changed)
 
 
-async def _issue(
-    service: Service, answered: Answered, verified: Accepted, evidence: bytes, logs: Logs
-) -> Issued:
+async def _issue(service: Service, answered: Answered, verified: Accepted, evidence: bytes, logs: Logs) -> Issued:
     device, now = answered.device, service.clock()
     attesting.verify_same_identity(device, answered, int(now.timestamp()))
     await attesting.verify_may_return(service, answered)

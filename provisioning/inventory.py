@@ -11,7 +11,7 @@ from provisioning import findings
 from provisioning.attestation.keys import spki_of
 from provisioning.attestation.structures import parse_public, parse_quote
 from provisioning.challenges import policy_for
-from provisioning.db import commands, devices, enrollments, est, leaves
+from provisioning.db import commands, devices, enrollments, est, leaves, retention
 from provisioning.db.devices import Record
 from provisioning.health import NARROWED, Health
 from provisioning.issuance.tbs import Profile, assemble
@@ -50,7 +50,8 @@ async def show_device(service: Service, name: str) -> Json:
             "attestation": _standing(tx, service, device, passed),
             "certificates": [_certificate(row) for row in enrollments.certificates_of(tx, device.id)],
             "commands": [_command(row) for row in commands.commands_of(tx, device.id, 10)],
-            "attestations": [_attestation(row) for row in passed],
+            "attestations": [_attestation(row) | {"removed": retention.logs_removed(tx, row)} for row in passed],
+            "retention": _removed(retention.removed_of(tx, device.id)),
             "update": None if assigned is None else _assignment(assigned),
             "last_refusal": None if refusal is None else refusal.id,
             "session": _session(commands.session_of(tx, device.id)),
@@ -72,6 +73,9 @@ async def show_evidence(service: Service, name: str, flow: str) -> Json:
     def read(tx: Connection) -> tuple[Record, Record, Record | None]:
         device = devices.by_name(tx, name)
         passed = None if device is None else enrollments.newest_attestation_of(tx, device.id, flow)
+        if device is not None and passed is None and (gone := retention.newest_removed(tx, device.id, flow)):
+            when = f"that of {_time(gone.at)} was removed by retention {_time(gone.removed_at)}"
+            raise NotFound(expected=f"{flow} evidence that is kept; or another --flow", actual=when)
         if device is None or passed is None:
             raise NotFound(expected=f"a device whose {flow} evidence passed", actual=name)
         earned = (row for row in enrollments.certificates_of(tx, device.id) if row.enrollment_id == passed.id)
@@ -287,6 +291,14 @@ def _attestation(row: Record) -> Json:
         for found in recorded
     ]
     return {"id": row.id, "flow": row.flow, "at": _time(row.at), "findings": told}
+
+
+def _removed(row: Record | None) -> Json | None:
+    """What retention removed of a device's evidence; None: nothing yet."""
+    if row is None:
+        return None
+    counts = {"attestations": row.attestations, "refused": row.refused, "logs": row.logs}
+    return {**counts, "until": _time(row.attestations_until), "last": _time(row.removed_at)}
 
 
 def _request(row: Record) -> Json:

@@ -12,7 +12,7 @@ from provisioning import ek_roots, rejudging
 from provisioning.access import Role
 from provisioning.attestation.learning import learned
 from provisioning.attestation.policy import Mode, Policy, parse_policy
-from provisioning.db import devices, judge_again, leaves, policies
+from provisioning.db import devices, judge_again, leaves, policies, retention
 from provisioning.db.devices import Record
 from provisioning.journal import leaf
 from provisioning.refusals import NobodyToLearnFrom, NotFound, RequestMalformed, SecondPersonRequired, StateConflict
@@ -194,8 +194,10 @@ async def test_policy(
         digest = hashlib.sha256((text or "").encode()).digest()
         entry = leaf(service, "policy-test", service.clock(), **said, text_sha256=digest, by=by)
         await service.ledger.write(lambda tx: leaves.add(tx, entry))
+    if every and not behind:
+        known["removed"] = await service.store.read(lambda tx: retention.removed_of_model(tx, policy.model))
     page = await rejudging.judge_page(service, policy, place, every=every)
-    return {**said, "judged": page.judged, "devices": page.rows, "behind": rejudging.place_text(page.behind)}
+    return {**said, **known, "judged": page.judged, "devices": page.rows, "behind": rejudging.place_text(page.behind)}
 
 
 async def learn_policy(service: Service, wanted: Named, names: tuple[str, ...], *, by: str) -> Json:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from provisioning.attestation.appraisal import softened
 from provisioning.attestation.learning import Lessons
 from provisioning.attestation.policy import Policy
-from provisioning.attestation.rejudging import StoredEvidence, Verdict, judge_again, verify_shown
+from provisioning.attestation.rejudging import REMOVED, StoredEvidence, Verdict, judge_again, verify_shown
 from provisioning.challenges import release_values
 from provisioning.db import attestations, devices, evidence, logs
 from provisioning.db.attestations import Place
@@ -136,11 +136,24 @@ async def lessons_of(service: Service, policy: Policy, names: Sequence[str]) -> 
         if row is None:
             without.append(device.serial)
             continue
-        stored = StoredEvidence(row.evidence, row.ak_public, *await read.of(row))
+        boot, ima = await read.of(row)
+        _verify_whole(device, row, boot, ima)
+        stored = StoredEvidence(row.evidence, row.ak_public, boot, ima)
         await asyncio.to_thread(_learn, lessons, device.serial, stored)
         if timer() > until:
             raise StateConflict(expected=f"evidence that is read in {LEARNED_SECONDS:.0f} s", actual="more; name fewer")
     return lessons, without
+
+
+def _verify_whole(device: Record, row: Record, boot: bytes | None, ima: bytes | None) -> None:
+    """Are the logs that evidence names there? What a device booted is not learned from half of it.
+
+    Raises: StateConflict.
+    """
+    named = ((row.boot_log_sha256, boot), (row.ima_log_sha256, ima))
+    if any(sha256 is not None and content is None for sha256, content in named):
+        again = f"muster devices attest {device.serial}"
+        raise StateConflict(expected=f"the logs of the newest evidence of {device.serial}: {again}", actual=REMOVED)
 
 
 def _learn(lessons: Lessons, serial: str, stored: StoredEvidence) -> None:

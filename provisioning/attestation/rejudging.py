@@ -21,6 +21,8 @@ from provisioning.refusals import BootLogMalformed, ImaLogMalformed, Refusal, Re
 from wire.codec import MalformedMessage, decode
 from wire.messages import EVIDENCE_MOST, Attestation, Digest, Pcrs, PcrSelection
 
+REMOVED = "removed by retention"
+"""Of a log that the evidence names and that is not there: it was judged with it, so it was."""
 Outcome = Literal["pass", "fail", "unjudged"]
 """`unjudged`: nothing that it shows is refused, but the policy asks for more than it shows."""
 
@@ -135,7 +137,7 @@ def _boot_log(stored: StoredEvidence, policy: Policy, pcrs: VerifiedPcrs, lacks:
         return None
     if stored.boot_log is None:
         if policy.boot_log == "required" or policy.rules:
-            lacks.append("a boot log")
+            lacks.append(_lacking("a boot log", _message(stored).boot_log_sha256))
         return None
     return _replayed(stored, stored.boot_log, pcrs)
 
@@ -155,9 +157,13 @@ def _ima_log(stored: StoredEvidence, policy: Policy, pcrs: VerifiedPcrs, lacks: 
         return None
     if stored.ima_log is None:
         if policy.ima_log == "required" or policy.ima is not None:
-            lacks.append("an IMA log")
+            lacks.append(_lacking("an IMA log", _message(stored).ima_log_sha256))
         return None
     return _covered(stored, stored.ima_log, pcrs) if IMA_PCR in pcrs.values else None
+
+
+def _lacking(what: str, named: bytes | None) -> str:
+    return what if named is None else f"{what}: {REMOVED}"
 
 
 def _covered(stored: StoredEvidence, data: bytes, pcrs: VerifiedPcrs) -> CoveredIma:

@@ -46,7 +46,7 @@ _LISTED = ("id", "serial", "model", "state", "health", "last_attested", "next_du
 _PARTS = {
     "certificates": ("serial", "state", "not_before", "not_after", "revoked", "reason"),
     "commands": ("kind", "state", "created", "tries", "ordered_by", "result"),
-    "attestations": ("id", "flow", "at", "findings"),
+    "attestations": ("id", "flow", "at", "findings", "removed"),
     "requests": ("key", "asked", "approved_until"),
     "findings": ("id", "kind", "last", "times", "response"),
 }

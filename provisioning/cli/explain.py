@@ -94,6 +94,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if len(findings) > FINDINGS_SHOWN:
         lines += ["", f"  and {len(findings) - FINDINGS_SHOWN} more: muster explain … -o json"]
     lines += _changed(found)
+    if found.get("evidence") not in (None, "kept"):
+        lines += ["", f"  evidence  {found['evidence']}"]
     if found.get("cure"):
         lines += ["", f"  cure      {found['cure']}"]
     lines += _edit(found)

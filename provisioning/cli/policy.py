@@ -153,6 +153,7 @@ def try_policy(
             asked["version"] = page["version"]  # a draft that is proposed meanwhile is not this one
         behind = page.pop("behind")
         told = {"judged": result["judged"] + page["judged"], "devices": [*result["devices"], *page["devices"]]}
+        told |= {"removed": result["removed"]} if "removed" in result else {}
         result = {**page, **told}
     _tell(output, result)
 
@@ -194,6 +195,8 @@ def _tell(output: Format, result: dict[str, Any]) -> None:
         of_group = "" if result["group"] is None else f", group {result['group']}"
         told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         note(f"model {result['model']}{of_group}{version}: {result['judged']} judged, {told}")
+        if result.get("removed"):
+            note(f"{result['removed']} older ones of the model were removed by retention: nothing is said of them")
     if result["devices"]:
         raise typer.Exit(REFUSED)
 
@@ -206,7 +209,8 @@ def _lines(row: dict[str, Any]) -> list[dict[str, Any]]:
         found = refusal["findings"] or [{"what": refusal["title"], **{k: refusal[k] for k in ("expected", "actual")}}]
         lines += [{**shared, **finding} for finding in found]
     lines += [
-        {**shared, "what": lack, "expected": "in the evidence", "actual": "not there yet"} for lack in row["lacks"]
+        {**shared, "what": what, "expected": "in the evidence", "actual": why or "not there yet"}
+        for what, _, why in (lack.partition(": ") for lack in row["lacks"])
     ]
     return lines
 

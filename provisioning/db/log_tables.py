@@ -14,12 +14,13 @@ from provisioning.db.columns import blob, moment
 class BootLog(SQLModel, table=True):
     """A boot log, or an IMA log, by its hash: the first `size` bytes of its body."""
 
+    __table_args__ = (Index("log_of_body", "body", "size"),)
     sha256: str = Field(primary_key=True)
     device_id: str
     """Who sent it first."""
     at: int = moment(nullable=False)
     size: int = moment(nullable=False)
-    body: int = Field(index=True)
+    body: int
 
 
 class LogBody(SQLModel, table=True):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, and_, bindparam, delete, func, insert, literal, select, update
 
 from provisioning.db.columns import table_of
 from provisioning.db.log_tables import BootLog, LogBody, LogContent, LogUse, Upload
@@ -67,7 +67,7 @@ _WAITING = PreparedSelect(
     .limit(1)
 )
 _LONGEST = PreparedSelect(
-    select(log.c.sha256, log.c.size).where(log.c.body == bindparam("body")).order_by(log.c.size.desc()).limit(1)
+    select(log.c.sha256, log.c.size).where(log.c.body == bindparam("body")).order_by(log.c.size.desc()).limit(2)
 )
 _NAMES_IMA = PreparedSelect(
     select(attestation.c.at)
@@ -100,6 +100,11 @@ _GIVE_UP = Prepared(update(use).where(_THIS_USE).values(removed_at=bindparam("no
 _MOVE = Prepared(update(log).where(log.c.sha256 == bindparam("one")).values(body=bindparam("to")))
 _SET_CONTENT = Prepared(
     update(body).where(body.c.id == bindparam("one")).values(content=bindparam("hash"), size=bindparam("length"))
+)
+_REFILL = Prepared(
+    update(body)
+    .where(body.c.id == bindparam("one"))
+    .values(content=bindparam("hash"), size=bindparam("length"), removed_at=None)
 )
 _EMPTY = Prepared(update(body).where(body.c.id == bindparam("one")).values(removed_at=bindparam("now")))
 
@@ -155,6 +160,12 @@ def stored(tx: Connection, sha256: str) -> Stored | None:
     if row is None or row.removed_at is not None:
         return None if row is None else Stored(None, row.removed_at)
     return Stored(None if row.content is None else bytes(row.content)[: row.size])
+
+
+def is_removed(tx: Connection, sha256: str) -> bool:
+    """Did the bytes of a log go because of a bound, though evidence names it?"""
+    row: Any = _STANDING.first(tx, {"sha256": sha256, "device": ""})
+    return row is not None and row.removed_at is not None
 
 
 def content_of(tx: Connection, sha256: str) -> bytes | None:
@@ -228,16 +239,21 @@ def forget_uploads(tx: Connection, before: int, most: int, most_bytes: int, now:
 
 
 def _store(tx: Connection, sha256: str, device_id: str, content: bytes, now: int, known: Any) -> int:  # noqa: ANN401  a record, or None
-    """A log in a body of its own; one whose body lost its bytes leaves that one."""
+    """A log in a body of its own. One whose body lost its bytes leaves that one, with a use for each that names it."""
+    _INSERT_CONTENT(tx, {"sha256": sha256, "content": content})
+    if known is not None and len(_LONGEST.all(tx, {"body": known.body})) == 1:  # it is alone there
+        _REFILL(tx, {"one": known.body, "hash": sha256, "length": len(content)})
+        return int(known.body)
     made = insert(body).values(content=sha256, size=len(content))
     key: Any = tx.execute(made).inserted_primary_key
     one = int(key[0])
-    _INSERT_CONTENT(tx, {"sha256": sha256, "content": content})
     if known is None:
         _INSERT_LOG(tx, {"sha256": sha256, "device_id": device_id, "at": now, "size": len(content), "body": one})
     else:
         _MOVE(tx, {"one": sha256, "to": one})
-        _drop_if_empty(tx, known.body)
+        columns = (use.c.device_id, literal(one), use.c.ima, use.c.at, literal(now))
+        users = select(*columns).where(use.c.body == known.body)
+        tx.execute(insert(use).from_select(["device_id", "body", "ima", "at", "removed_at"], users))
     return one
 
 

@@ -198,6 +198,19 @@ def removed_in_all(tx: Connection) -> Record:
     return tx.execute(select(*sums)).one()
 
 
+def removed_of_model(tx: Connection, model: str) -> int:
+    """How much evidence that passed was removed of the devices of a model."""
+    mine = removed.join(device, device.c.id == removed.c.device_id)
+    counted = select(func.coalesce(func.sum(removed.c.attestations), 0)).select_from(mine)
+    return int(tx.execute(counted.where(device.c.model == model)).scalar_one())
+
+
+def logs_removed(tx: Connection, row: Record) -> list[str]:
+    """Which logs of stored evidence are gone by a bound: "boot log", "IMA log"."""
+    named = {"boot log": row.boot_log_sha256, "IMA log": row.ima_log_sha256}
+    return [what for what, sha256 in named.items() if sha256 is not None and logs.is_removed(tx, sha256)]
+
+
 def removed_attestation_by_id(tx: Connection, attestation_id: str) -> Record | None:
     """Evidence by which a certificate was earned, and which was removed: what is left of it."""
     return tx.execute(select(removed_attestation).where(removed_attestation.c.id == attestation_id)).first()

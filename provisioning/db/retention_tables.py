@@ -10,7 +10,7 @@ class RemovedAttestation(SQLModel, table=True):
 
     __tablename__ = "removed_attestation"
     id: str = Field(primary_key=True)
-    device_id: str
+    device_id: str = Field(index=True)
     flow: str
     at: int = moment(nullable=False)
     evidence_sha256: bytes = blob(nullable=False)

@@ -14,20 +14,21 @@ from sqlalchemy import Connection
 from provisioning.attestation.explanation import SECOND_PERSON, edit_of, withheld
 from provisioning.attestation.explanation_edit import EditImpossible
 from provisioning.challenges import policy_of, release_values
-from provisioning.db import devices, enrollments, evidence, leaves, logs, policies
+from provisioning.db import devices, enrollments, evidence, leaves, logs, policies, retention
 from provisioning.db.devices import Record
 from provisioning.explaining.text import Json, changed_text, edit_text, events_text, time_text
-from provisioning.explaining.work import Case, Explained, explained
+from provisioning.explaining.work import EXPIRED, NOT_KEPT, Case, Explained, explained
 from provisioning.journal import leaf
+from provisioning.keeping import LOOKED_BACK
+from provisioning.observing import KEPT_CHECKS
 from provisioning.refusals import NotFound, refusal_class
 from provisioning.service import Service
 
 COUNTED_MOST = 1000
 """Other devices that show a value are counted to here: more is as good as this."""
-LOOKED_BACK = 20
-"""How many evidences that passed are looked through, newest first."""
 VALUES_MOST = 32
 """Values of one explanation whose devices are counted, and whose edits are written one by one."""
+DAY_SECONDS = 86400
 OF_A_POLICY = frozenset({13, 17})
 """The checks whose findings a policy's values decide."""
 
@@ -77,6 +78,7 @@ def _case(tx: Connection, service: Service, asked: Question) -> Case:
             refusal = enrollments.newest_refusal_of(tx, device.id)
     row = refusal or passed
     if row is None:
+        _verify_not_removed(tx, asked.name)
         what = "an attestation with findings that a mode let pass" if asked.monitor else "a refusal id"
         raise NotFound(expected=f"{what}, or a device that was refused", actual=asked.name)
     device = device if row.device_id is None else devices.by_id(tx, row.device_id)
@@ -85,6 +87,7 @@ def _case(tx: Connection, service: Service, asked: Question) -> Case:
     rules = None if in_force is None else policy_of(tx, service, in_force.id)
     judged_id = passed.policy_id if refusal is None and passed is not None else kept.policy_id if kept else None
     before = _before(tx, device, row)
+    judged = passed if refusal is None else None
     return Case(
         row=row,
         monitor=refusal is None,
@@ -93,11 +96,33 @@ def _case(tx: Connection, service: Service, asked: Question) -> Case:
         policy=rules,
         judged_by=None if judged_id is None else policies.by_id(tx, judged_id),
         evidence=kept if refusal is not None else passed,
-        logs=(kept.boot_log, kept.ima_log) if kept is not None else _logs(tx, passed if refusal is None else None),
+        logs=(kept.boot_log, kept.ima_log) if kept is not None else _logs(tx, judged),
         before=before,
         before_logs=_logs(tx, before),
         releases=release_values(devices.releases_of(tx, device.id), rules) if device and rules else {},
+        why_none=_why_none(service, row) if refusal is not None else NOT_KEPT,
+        removed=(*_removed(tx, judged, "its"), *_removed(tx, before, "of what passed before, the")),
     )
+
+
+def _verify_not_removed(tx: Connection, name: str) -> None:
+    """Raises: NotFound, where that was an attestation that is known to be removed."""
+    gone = retention.removed_attestation_by_id(tx, name)
+    if gone is not None:
+        what = f"of {gone.device_id}, {time_text(gone.at)}: removed by retention {time_text(gone.removed_at)}"
+        raise NotFound(expected="evidence that is still kept", actual=f"the {gone.flow} evidence {what}")
+
+
+def _why_none(service: Service, refusal: Record) -> str:
+    """Why a refusal's evidence, if there was any, is not there."""
+    days, at = service.config.retention.refused_days, int(service.clock().timestamp())
+    of_age = refusal.own and refusal_class(refusal.code).check in KEPT_CHECKS and refusal.at < at - days * DAY_SECONDS
+    return EXPIRED.format(days) if of_age else NOT_KEPT
+
+
+def _removed(tx: Connection, row: Record | None, whose: str) -> tuple[str, ...]:
+    gone = [] if row is None else retention.logs_removed(tx, row)
+    return tuple(f"{whose} {what} was removed by retention" for what in gone)
 
 
 def _let_pass(tx: Connection, device_id: str) -> Record | None:

@@ -27,6 +27,7 @@ from wire.codec import unb64url
 from wire.messages import EnrollmentRequest
 
 NOT_KEPT = "not kept: only a device's newest refusals of what it showed itself are"
+EXPIRED = "not kept: retention removes evidence that was refused after {} days"
 OF_AN_EK = frozenset({2, 3})
 """The checks that are about the EK."""
 Logs = tuple[bytes | None, bytes | None]
@@ -51,6 +52,10 @@ class Case:
     before: Record | None
     before_logs: Logs
     releases: Mapping[int, frozenset[bytes]]
+    why_none: str = NOT_KEPT
+    """Why there is no evidence, where there is none."""
+    removed: tuple[str, ...] = ()
+    """What retention removed of the evidence, and of that which it is compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,13 @@ class Explained:
 def explained(case: Case, now: datetime, store: EkStore) -> Explained:
     """Everything that the evidence and the policy in force say. Nothing is read or written."""
     if case.evidence is None:
-        return _endorsed(case, now, store) or Explained(NOT_KEPT)
+        return _endorsed(case, now, store) or Explained(case.why_none)
     stored = StoredEvidence(case.evidence.evidence, case.evidence.ak_public, *case.logs)
     try:
         shown, said = _shown(stored)
     except Refusal as refusal:
         return Explained(f"cannot be verified any more: {refusal.title}")
+    said = "; ".join((said, *case.removed))
     before = _before(case)
     difference = None if before is None else changed(before, shown)
     if case.policy is None or case.device is None or case.in_force is None:

@@ -108,12 +108,20 @@ def test_a_quote_over_another_bank_is_not_judged():
     assert (verdict.outcome, verdict.lacks) == ("unjudged", ("a quote over sha384: it is over sha256",))
 
 
+def never_named(stored, log):
+    """The evidence of a device that had no such log."""
+    message = json.loads(stored.message)
+    message.pop(log, None)
+    return replace(stored, message=json.dumps(message).encode())
+
+
 # --- logs ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_boot_log_that_is_asked_for_and_was_not_kept_is_not_judged():
     without = replace(evidence(), boot_log=None)
-    assert judge_again(without, policy(), {}).lacks == ("a boot log",)
+    assert judge_again(without, policy(), {}).lacks == ("a boot log: removed by retention",)
+    assert judge_again(never_named(without, "boot_log_sha256"), policy(), {}).lacks == ("a boot log",)
     assert judge_again(without, policy(boot_log='"optional"'), {}).outcome == "pass"
 
 
@@ -131,7 +139,7 @@ def test_a_boot_log_is_replayed_again_where_the_policy_reads_it():
 def test_event_rules_are_judged_and_need_the_log():
     judged = policy(more='[rules]\nsecure_boot = "on"')
     assert judge_again(evidence(), judged, {}).outcome == "pass"
-    assert judge_again(replace(evidence(), boot_log=None), judged, {}).lacks == ("a boot log",)
+    assert judge_again(replace(evidence(), boot_log=None), judged, {}).lacks == ("a boot log: removed by retention",)
     off = booted(secure_boot=b"\0")
     values = {7: pcrs_after(off, FILES)[7], 10: pcrs_after(off, FILES)[10]}
     again = judge_again(evidence(happened=off), policy(values=values, more='[rules]\nsecure_boot = "on"'), {})
@@ -144,8 +152,9 @@ def test_files_are_judged_and_need_the_log():
     without = replace(evidence(), ima_log=None)
     assert (judge_again(without, judged, {}).outcome, judge_again(without, judged, {}).lacks) == (
         "unjudged",
-        ("an IMA log",),
+        ("an IMA log: removed by retention",),
     )
+    assert judge_again(never_named(without, "ima_log_sha256"), judged, {}).lacks == ("an IMA log",)
     more = {**FILES, "/tmp/x": hashlib.sha256(b"x").digest()}
     values = {10: pcrs_after(booted(), more)[10]}
     assert names(judge_again(evidence(files=more), policy(values=values, more=LISTED), {})) == [ImaNotAccepted]

@@ -66,7 +66,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sha256"),
     )
     with op.batch_alter_table("bootlog", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_bootlog_body"), ["body"], unique=False)
+        batch_op.create_index("log_of_body", ["body", "size"], unique=False)
 
     op.create_table(
         "bundle",
@@ -516,6 +516,9 @@ def upgrade() -> None:
         sa.Column("removed_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
+    with op.batch_alter_table("removed_attestation", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_removed_attestation_device_id"), ["device_id"], unique=False)
+
     op.create_table(
         "revocation",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -622,6 +625,9 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_revocation_serial"))
 
     op.drop_table("revocation")
+    with op.batch_alter_table("removed_attestation", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_removed_attestation_device_id"))
+
     op.drop_table("removed_attestation")
     op.drop_table("removed")
     op.drop_table("release")
@@ -724,7 +730,7 @@ def downgrade() -> None:
     op.drop_table("certificate")
     op.drop_table("bundle")
     with op.batch_alter_table("bootlog", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_bootlog_body"))
+        batch_op.drop_index("log_of_body")
 
     op.drop_table("bootlog")
     op.drop_table("authority")
