@@ -142,7 +142,7 @@ class Retention:
     """Evidence that passed, with the logs that it names."""
     refused_days: int = 90
     """Evidence that was refused; the refusals themselves stay."""
-    attestations_per_device: int = 10_000
+    attestations_per_device: int = 5000
     """What is beyond and not of the last day goes with the next walk through the fleet."""
     logs_per_device: int = 64
     """Boot logs and IMA logs; those of one boot of which one begins the other are one."""

@@ -57,6 +57,7 @@ _USES = PreparedSelect(
     .select_from(use.join(body, body.c.id == use.c.body))
     .where(use.c.device_id == bindparam("device"), use.c.removed_at.is_(None))
 )
+_BODY = PreparedSelect(select(body.c.content, body.c.size, body.c.removed_at).where(body.c.id == bindparam("body")))
 _STILL_USED = PreparedSelect(
     select(use.c.body).where(use.c.body == bindparam("body"), use.c.removed_at.is_(None)).limit(1)
 )
@@ -306,7 +307,7 @@ def _drop_if_empty(tx: Connection, one: int) -> bool:
     """Drop a body that no log is in any more. Was it one?"""
     if _LONGEST.first(tx, {"body": one}) is not None:
         return False
-    found = tx.execute(select(body.c.content, body.c.removed_at).where(body.c.id == one)).first()
+    found: Any = _BODY.first(tx, {"body": one})
     if found is not None and found.removed_at is None:
         _DELETE_CONTENT(tx, {"one": found.content})
     _DELETE_USES(tx, {"one": one})
@@ -330,10 +331,10 @@ def _shorten(tx: Connection, one: int, before: str) -> int:
 def _empty_if_unused(tx: Connection, one: int, now: int) -> int:
     """Remove the bytes of a body that no device uses and whose logs nobody uploads. How many were they?"""
     known = {"body": one}
-    if _STILL_USED.first(tx, known) is not None or _WAITING.first(tx, known) is not None:
-        return 0
-    found = tx.execute(select(body.c.content, body.c.size, body.c.removed_at).where(body.c.id == one)).first()
+    found: Any = _BODY.first(tx, known)
     if found is None or found.removed_at is not None:
+        return 0
+    if _STILL_USED.first(tx, known) is not None or _WAITING.first(tx, known) is not None:
         return 0
     _DELETE_CONTENT(tx, {"one": found.content})
     _EMPTY(tx, {"one": one, "now": now})
