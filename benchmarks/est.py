@@ -42,8 +42,9 @@ from provisioning.access.rates import Rate, RateTable
 from provisioning.app.compose import compose
 from provisioning.app.endpoints import bind_shared
 from provisioning.app.installation import Installation, initialize
+from provisioning.app.partner import settle_memory
 from provisioning.app.signatures import keep_counting
-from provisioning.app.worker import settle_memory, stay_on_one_core
+from provisioning.app.worker import stay_on_one_core
 from provisioning.config import DataDirectory, load_config
 from provisioning.db import devices, est
 from provisioning.db.ledger import Ledger

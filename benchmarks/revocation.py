@@ -31,7 +31,7 @@ from sqlalchemy import Connection
 from benchmarks.stack import BIN, FOLDER, Stack, command, host_and_port, running_stack
 from provisioning import crls
 from provisioning.app.compose import compose
-from provisioning.app.worker import settle_memory
+from provisioning.app.partner import settle_memory
 from provisioning.config import DataDirectory, load_config
 from provisioning.db import enrollments, revocations
 from provisioning.issuance.tbs import serial_of

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DIED_BEFORE_EXEC = 127
+_REAPING_SECONDS = 0.5
 
 # Looked up once, here: between fork and exec nothing may be imported or allocated needlessly.
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
@@ -83,6 +85,17 @@ def kill_child(child: subprocess.Popen[bytes]) -> int:
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
     return child.wait()
+
+
+def give_up_child(child: subprocess.Popen[bytes]) -> None:
+    """Kill it like `kill_child`, and wait only a moment: one that is in a driver dies when that lets go of it.
+
+    It is reaped then when the next child is started (`subprocess` does so).
+    """
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(_REAPING_SECONDS)
 
 
 def _account(user: str | None) -> pwd.struct_passwd | None:

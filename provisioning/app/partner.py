@@ -6,12 +6,17 @@ what strangers sent holds no token, and the one that holds the tokens reads noth
 
 A frame is a header (octets of the content, number, kind) and the content. A request's kind says what is asked for, an
 answer's how it ended. The event loop sends once a turn whatever was asked in it, and is woken once for many answers.
-A partner that ends, or owes an answer for too long, is replaced; what it was asked fails, and may have been done.
+A partner that ends, or owes an answer for too long, is replaced; what it was asked fails, and may have been done. But
+for one that said that a successor is of no use (a wrong PIN is never tried again).
 
 Not a sandbox: a partner has this process's user and files.
 """
 
+import argparse
 import asyncio
+import gc
+import os
+import signal
 import socket
 import struct
 import subprocess
@@ -23,7 +28,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from provisioning.app.children import kill_child, start_child
+from provisioning.app.children import give_up_child, start_child
+from provisioning.app.logging import configure_logging
 
 HEADER = struct.Struct("<IIB")
 CONTENT_MOST = 1 << 26
@@ -33,7 +39,10 @@ START_SECONDS = 30.0
 CLOSING_SECONDS = 2.0
 PAUSE_SECONDS, PAUSE_MOST_SECONDS = 0.2, 10.0
 """Before a partner is started again; twice as long after each start that failed."""
-ANSWERED, REFUSED = 0, 1
+YOUNG_MOST = 20_000
+"""Objects that are made before the youngest are looked at for cycles."""
+ANSWERED, REFUSED, FAILED = 0, 1, 2
+"""How a request ended. FAILED: the partner met a defect, which it has logged, and goes on."""
 OPENING = 0
 """The number and the kind of the first request, which says what the partner needs to know, and of its answer."""
 
@@ -42,6 +51,10 @@ _log = structlog.get_logger()
 
 class PartnerLost(Exception):
     """It is not there, or did not answer in time. What it was asked may have been done."""
+
+
+class PartnerFailed(PartnerLost):
+    """It met a defect at this request, and goes on."""
 
 
 class PartnerRefused(Exception):
@@ -58,6 +71,8 @@ class Work:
     opening: bytes = b""
     deadline_seconds: float = 15.0
     """A partner that owes an answer for so long hangs."""
+    is_final: Callable[[str], bool] = lambda _: False
+    """Is a successor of no use, where a partner answered this to the opening?"""
 
 
 def frame(number: int, kind: int, content: bytes) -> bytes:
@@ -97,24 +112,30 @@ class Partner:
         self._number = OPENING
         self._waiting: dict[int, tuple[asyncio.Future[tuple[int, bytes]], float]] = {}
         self._gathered: list[bytes] = []
-        self._unsent = b""
+        self._unsent = bytearray()
         self._got = bytearray()
         self._serves = False
         self._pause = PAUSE_SECONDS
         self._timer: asyncio.TimerHandle | None = None
+        self._next: asyncio.TimerHandle | None = None
+        """What happens where it does not serve: it is started, or its opening took too long."""
+        self.given_up: str | None = None
+        """Why it has no successor, where it has none."""
 
     def start(self) -> None:
         """Start it; `ready` waits for it. Call it on the main thread. Raises: OSError, NotTheMainThread."""
         ours, theirs = socket.socketpair()
         descriptor = theirs.fileno()
         argv = [sys.executable, "-m", self._work.module, *self._work.arguments, "--descriptor", str(descriptor)]
+        if (worker := structlog.contextvars.get_contextvars().get("worker")) is not None:
+            argv += ["--worker", str(worker)]
         with theirs:
             try:
                 self._process = start_child(argv, pass_fds=[descriptor])
             except BaseException:
                 ours.close()
                 raise
-        self._socket, self._got, self._unsent, self._serves = ours, bytearray(), b"", False
+        self._socket, self._got, self._unsent, self._serves = ours, bytearray(), bytearray(), False
         ours.sendall(frame(OPENING, OPENING, self._work.opening))
 
     def ready(self) -> None:
@@ -130,19 +151,18 @@ class Partner:
             raise PartnerLost(f"the {self._work.name} does not answer")
         if len(self._waiting) >= WAITING_MOST:
             raise PartnerLost(f"too many wait for the {self._work.name}")
+        if len(content) > CONTENT_MOST:  # it would end it
+            raise PartnerLost(f"{len(content)} octets are too many for the {self._work.name}")
         self._number = self._number % 0xFFFFFFFF + 1
         future: asyncio.Future[tuple[int, bytes]] = loop.create_future()
         due = loop.time() + self._work.deadline_seconds
         self._waiting[self._number] = future, due
-        if not self._gathered:
+        if not self._gathered and not self._unsent:  # else it goes when the socket takes more
             loop.call_soon(self._send)
         self._gathered += (HEADER.pack(len(content), self._number, kind), content)
         if self._timer is None:  # one for all
             self._timer = loop.call_at(due, self._expire, loop)
-        status, answer = await future
-        if status != ANSWERED:
-            raise PartnerRefused(answer.decode())
-        return answer
+        return self._judged(*await future)
 
     def ask_now(self, kind: int, content: bytes) -> bytes:
         """The same when no loop runs any more. Raises: PartnerRefused, PartnerLost."""
@@ -154,23 +174,21 @@ class Partner:
             self._socket.sendall(self._unsent + frame(self._number, kind, content))
         except OSError as error:
             raise PartnerLost(f"the {self._work.name} ended") from error
-        self._unsent = b""
-        status, answer = self._answer_now(self._number, self._work.deadline_seconds)
-        if status != ANSWERED:
-            raise PartnerRefused(answer.decode())
-        return answer
+        self._unsent.clear()
+        return self._judged(*self._answer_now(self._number, self._work.deadline_seconds))
 
     def close(self) -> None:
         """End it. It ends by itself, too, when this process does."""
         self._serves = False
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._next):
+            if timer is not None:
+                timer.cancel()
         if self._socket is not None:
             self._forget_socket()
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):  # it ends when its socket does
                 self._process.wait(CLOSING_SECONDS)
-            kill_child(self._process)
+            give_up_child(self._process)
 
     # --- without a loop -----------------------------------------------------------------------------------------------
 
@@ -195,6 +213,15 @@ class Partner:
             raise PartnerRefused(content.decode())
         self._opened(content)
         self._serves, self._pause = True, PAUSE_SECONDS
+        if self._next is not None:
+            self._next.cancel()
+
+    def _judged(self, status: int, answer: bytes) -> bytes:
+        if status == ANSWERED:
+            return answer
+        if status == FAILED:
+            raise PartnerFailed(f"the {self._work.name} met a defect: {answer.decode()}")
+        raise PartnerRefused(answer.decode())
 
     # --- on the loop --------------------------------------------------------------------------------------------------
 
@@ -210,8 +237,10 @@ class Partner:
             self._gathered = []
             return
         waits = bool(self._unsent)
-        data = b"".join((self._unsent, *self._gathered))
-        self._gathered = []
+        gathered, self._gathered = b"".join(self._gathered), []
+        if waits:
+            self._unsent += gathered
+        data = self._unsent if waits else gathered
         try:
             sent = self._socket.send(data)
         except BlockingIOError:
@@ -219,7 +248,10 @@ class Partner:
         except OSError:
             self._lost("it ended")
             return
-        self._unsent = data[sent:]
+        if waits:
+            del self._unsent[:sent]  # no copy of the rest, which may be a CRL of many megabytes
+        elif sent < len(gathered):
+            self._unsent += memoryview(gathered)[sent:]
         if self._unsent and not waits:
             self._loop.add_writer(self._socket, self._send)
         elif waits and not self._unsent:
@@ -244,7 +276,8 @@ class Partner:
                 elif (waited := self._waiting.pop(number, None)) is not None and not waited[0].done():
                     waited[0].set_result((kind, content))
         except (PartnerRefused, ValueError) as error:
-            self._lost(str(error))
+            refused = isinstance(error, PartnerRefused) and self._work.is_final(str(error))
+            self._lost(str(error), is_final=refused)
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look whether the oldest request waits too long, and come again for the next."""
@@ -256,21 +289,27 @@ class Partner:
             else:
                 self._timer = loop.call_at(due, self._expire, loop)
 
-    def _lost(self, why: str) -> None:
+    def _lost(self, why: str, *, is_final: bool = False) -> None:
         """It is of no use any more: tell everybody, and start another one in a while."""
         assert self._loop is not None  # noqa: S101  only the loop notices
-        _log.warning("partner.lost", partner=self._work.name, why=why, again_in_seconds=self._pause)
-        self._serves, self._gathered, self._unsent = False, [], b""
+        pause = None if is_final else self._pause
+        _log.warning("partner.lost", partner=self._work.name, why=why, again_in_seconds=pause)
+        self._serves, self._gathered, self._unsent = False, [], bytearray()
         self._forget_socket()
         if self._process is not None:
-            kill_child(self._process)
+            give_up_child(self._process)
         waiting = [future for future, _ in self._waiting.values()]
         self._waiting.clear()
         for future in waiting:
             if not future.done():
                 future.set_exception(PartnerLost(f"the {self._work.name}: {why}"))
-        self._loop.call_later(self._pause, self._start_again)
-        self._pause = min(2 * self._pause, PAUSE_MOST_SECONDS)
+        if self._next is not None:
+            self._next.cancel()
+        if pause is None:
+            self.given_up = why
+        else:
+            self._next = self._loop.call_later(pause, self._start_again)
+            self._pause = min(2 * pause, PAUSE_MOST_SECONDS)
 
     def _start_again(self) -> None:
         assert self._loop is not None  # noqa: S101  it called this
@@ -282,6 +321,8 @@ class Partner:
         assert self._socket is not None  # noqa: S101  it was just made
         self._socket.settimeout(0)
         self._loop.add_reader(self._socket, self._read)
+        late = f"it does not serve after {START_SECONDS:g} s"
+        self._next = self._loop.call_later(START_SECONDS, self._lost, late)
 
     def _forget_socket(self) -> None:
         if self._socket is None:
@@ -292,3 +333,36 @@ class Partner:
                 self._loop.remove_writer(self._socket)
         self._socket.close()
         self._socket = None
+
+
+# --- in the partner ---------------------------------------------------------------------------------------------------
+
+
+def begin(name: str, parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """What every partner does first. What was started gives `--core`, `--worker` and `--descriptor`."""
+    parser.add_argument("--core", type=int)
+    parser.add_argument("--worker", type=int)
+    parser.add_argument("--descriptor", type=int, required=True)
+    given = parser.parse_args(argv)
+    # systemd asks all processes of a unit at once to end. A partner works until its worker needs it no more.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0o077)
+    configure_logging()
+    whose = {} if given.worker is None else {"worker": given.worker}
+    structlog.contextvars.bind_contextvars(partner=name, **whose)
+    if given.core is not None:
+        with suppress(OSError):  # it was taken from this container since the worker began: any other does
+            os.sched_setaffinity(0, {given.core})
+    return given
+
+
+def settle_memory() -> None:
+    """What is there now lives as long as the process: no collection looks at it again (a third of a long CRL).
+
+    What comes is looked for cycles in larger pieces: a request makes hundreds of objects and hardly ever a cycle, and
+    looking at those in flight again and again took a tenth of the processor time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_MOST, 20, 20)

@@ -2,26 +2,34 @@
 
 import argparse
 import asyncio
-import gc
 import json
-import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import structlog
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsm.errors import HsmError
 from hsm.kinds import PublicKey
-from provisioning.app.keys import HsmKeys
-from provisioning.app.logging import configure_logging
-from provisioning.app.partner import ANSWERED, OPENING, READ_OCTETS, REFUSED, frame, frames
-from provisioning.app.signing import ADOPT, SIGN, SIGN_PREPARED, TAKE, parted, written
+from provisioning.app.keys import HsmKeys, Signed
+from provisioning.app.partner import (
+    ANSWERED,
+    FAILED,
+    OPENING,
+    READ_OCTETS,
+    REFUSED,
+    begin,
+    frame,
+    frames,
+    settle_memory,
+)
+from provisioning.app.signing import ADOPT, BATCH, SIGN, SIGN_PREPARED, TAKE, parted, together, written
 from provisioning.config import ConfigurationRefused, DataDirectory, load_config
 from provisioning.refusals import SigningUnavailable
 
-YOUNG_MOST = 20_000
-"""Objects that are made before the youngest are looked at for cycles."""
+_log = structlog.get_logger()
 
 
 class _Signer:
@@ -33,6 +41,8 @@ class _Signer:
         self._got = bytearray()
         self._answers: list[bytes] = []
         self._at_work: set[asyncio.Task[None]] = set()
+        self._batch, self._taken = 0, list[Signed]()
+        """The counted signatures that were told last, until it is known that they arrived."""
         self._ended = asyncio.Event()
 
     async def serve(self) -> None:
@@ -60,16 +70,21 @@ class _Signer:
         try:
             status, answer = ANSWERED, await self._done(kind, content)
         except SigningUnavailable as refusal:
-            status, answer = REFUSED, json.dumps({"expected": refusal.expected, "actual": refusal.actual}).encode()
+            status, answer = REFUSED, _refusal(refusal.actual, refusal.expected)
         except (HsmError, KeyError) as error:
-            status, answer = REFUSED, str(error).encode()
+            status, answer = REFUSED, _refusal(str(error))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  the outer edge: one request must not leave its caller waiting
+            _log.exception("signer.failed", kind=kind)
+            status, answer = FAILED, type(error).__name__.encode()
         if not self._answers:
             asyncio.get_running_loop().call_soon(self._send)
         self._answers.append(frame(number, status, answer))
 
     async def _done(self, kind: int, content: bytes) -> bytes:
         if kind == TAKE:
-            return written(self._keys.take_signatures())
+            return self._take(content)
         name, rest = parted(content)
         if kind == SIGN:
             return await self._keys.sign(name, rest)
@@ -80,6 +95,14 @@ class _Signer:
             return _spki(await self._keys.adopt(name))
         msg = f"kind {kind} of request"
         raise KeyError(msg)
+
+    def _take(self, content: bytes) -> bytes:
+        """What was counted; once more what was told before, where nobody says that it arrived."""
+        if BATCH.unpack(content) == (self._batch,):
+            self._taken = []
+        self._batch += 1
+        self._taken = together(self._taken, self._keys.take_signatures())
+        return BATCH.pack(self._batch) + written(self._taken)
 
     def _send(self) -> None:
         data, self._answers = b"".join(self._answers), []
@@ -93,23 +116,16 @@ def main(argv: list[str] | None = None) -> int:
     """The child's entry."""
     parser = argparse.ArgumentParser(description="A partner of a worker of muster serve; not for people.")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--core", type=int)
-    parser.add_argument("--descriptor", type=int, required=True)
-    given = parser.parse_args(argv)
-    os.umask(0o077)
-    configure_logging()
-    if given.core is not None:
-        os.sched_setaffinity(0, {given.core})
+    given = begin("signer", parser, argv)
     connection = socket.socket(fileno=given.descriptor)
     try:
         keys = _opened(connection, DataDirectory(given.directory))
     except (HsmError, ConfigurationRefused, OSError) as error:
         told = json.dumps([type(error).__name__, str(error)])
-        connection.sendall(frame(OPENING, REFUSED, told.encode()))
+        with suppress(OSError):  # the worker may have ended
+            connection.sendall(frame(OPENING, REFUSED, told.encode()))
         return 1
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_MOST, 20, 20)
+    settle_memory()
     try:
         asyncio.run(_Signer(keys, connection).serve())
     finally:
@@ -131,6 +147,10 @@ def _opened(connection: socket.socket, directory: DataDirectory) -> HsmKeys:
         if not data:
             raise ConnectionAbortedError("the worker ended")
         got += data
+
+
+def _refusal(actual: str, expected: str = "a signature") -> bytes:
+    return json.dumps({"expected": expected, "actual": actual}).encode()
 
 
 def _spki(key: PublicKey) -> bytes:

@@ -15,7 +15,7 @@ from typing import cast
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from hsm import errors
-from hsm.errors import HsmError, TokenUnavailable
+from hsm.errors import HsmError, TokenUnavailable, WrongPin
 from hsm.key import HsmEcKey
 from hsm.kinds import ECDSA, EcKeyReference, KeyReference, PublicKey, Signing, reference
 from provisioning.app.keys import DIGESTS_MOST, Signed
@@ -28,6 +28,8 @@ SIGN, SIGN_PREPARED, ADOPT, TAKE = 1, 2, 3, 4
 MARGIN_SECONDS = 5.0
 """The signer has the deadline of the tokens, and refuses by itself; one that says nothing for so much longer hangs."""
 DIGEST_OCTETS = 32
+BATCH = struct.Struct("<I")
+"""Of counted signatures: which arrived last, as `TAKE` says, and which this answer is. They come until they arrived."""
 _NAME = struct.Struct("<H")
 
 
@@ -57,6 +59,18 @@ def read(content: bytes) -> list[Signed]:
     ]
 
 
+def together(before: Iterable[Signed], after: Iterable[Signed]) -> list[Signed]:
+    """Both, one entry a key."""
+    by_name: dict[str, Signed] = {}
+    for one in (*before, *after):
+        if (known := by_name.get(one.name)) is None:
+            by_name[one.name] = one
+        else:
+            digests = (*known.digests, *one.digests)[:DIGESTS_MOST]
+            by_name[one.name] = replace(known, count=known.count + one.count, digests=digests)
+    return list(by_name.values())
+
+
 class PartnerKeys:
     """`service.Keys` by a signer. Made on the main thread, before the event loop that it serves."""
 
@@ -67,10 +81,11 @@ class PartnerKeys:
         """
         self._public: dict[str, PublicKey] = {}
         self._kept: list[Signed] = []
+        self._arrived = 0
         arguments = [str(directory.root), *([] if core is None else ["--core", str(core)])]
         deadline = config.hsm.deadline_milliseconds / 1000 + MARGIN_SECONDS
         opening = json.dumps(list(dict.fromkeys(needed))).encode()
-        work = Work("signer", "provisioning.app.signer", arguments, opening, deadline)
+        work = Work("signer", "provisioning.app.signer", arguments, opening, deadline, _is_final)
         self._partner = Partner(work, self._opened)
         self._partner.start()
         try:
@@ -104,16 +119,22 @@ class PartnerKeys:
         return HsmEcKey(_Prepared(key, self._partner, asyncio.get_running_loop()), found)
 
     async def taken(self) -> list[Signed]:
-        """What each key signed since this was last asked; keys that signed nothing are left out."""
+        """What each key signed since this was last asked; keys that signed nothing are left out.
+
+        Raises: ConfigurationRefused, where no signer is started any more: a token refused the PIN.
+        """
+        if self._partner.given_up is not None:
+            failure = _failure(self._partner.given_up)
+            raise ConfigurationRefused(f"{failure}; look: muster doctor") from failure
         try:
-            return self._with_kept(read(await self._partner.ask(TAKE, b"")))
+            return self._read(await self._partner.ask(TAKE, BATCH.pack(self._arrived)))
         except PartnerLost:  # what it had counted is lost with it, as with a process that crashed
             return self._with_kept([])
 
     def take_signatures(self) -> list[Signed]:
         """The same, where no loop runs any more."""
         try:
-            return self._with_kept(read(self._partner.ask_now(TAKE, b"")))
+            return self._read(self._partner.ask_now(TAKE, BATCH.pack(self._arrived)))
         except PartnerLost:
             return self._with_kept([])
 
@@ -135,20 +156,17 @@ class PartnerKeys:
             raise SigningUnavailable(expected="a signature", actual=lost) from lost
 
     def _opened(self, content: bytes) -> None:
+        self._arrived = 0
         for name, spki in json.loads(content).items():
             self._public[name] = cast("PublicKey", load_der_public_key(bytes.fromhex(spki)))
 
+    def _read(self, content: bytes) -> list[Signed]:
+        (self._arrived,) = BATCH.unpack_from(content)
+        return self._with_kept(read(content[BATCH.size :]))
+
     def _with_kept(self, taken: list[Signed]) -> list[Signed]:
-        """Together with what was given back, one entry a key."""
         kept, self._kept = self._kept, []
-        by_name: dict[str, Signed] = {}
-        for one in (*kept, *taken):
-            before = by_name.get(one.name)
-            if before is not None:
-                digests = (*before.digests, *one.digests)[:DIGESTS_MOST]
-                one = replace(before, count=before.count + one.count, digests=digests)  # noqa: PLW2901  the sum
-            by_name[one.name] = one
-        return list(by_name.values())
+        return together(kept, taken)
 
 
 class _Prepared:
@@ -180,6 +198,11 @@ def _failure(told: str) -> HsmError | ConfigurationRefused:
     if isinstance(kind, type) and issubclass(kind, HsmError):
         return kind(text)
     return ConfigurationRefused(text)
+
+
+def _is_final(told: str) -> bool:
+    """A wrong PIN is never tried again: tokens lock after a few attempts."""
+    return isinstance(_failure(told), WrongPin)
 
 
 def _split(digests: bytes) -> Iterable[bytes]:

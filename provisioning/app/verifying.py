@@ -6,9 +6,7 @@ request that ends the partner gets a 503 like all that were with it, and the wor
 
 import argparse
 import copyreg
-import gc
 import json
-import os
 import pickle
 import socket
 import struct
@@ -18,10 +16,12 @@ from dataclasses import astuple, replace
 from functools import cache
 from types import MappingProxyType
 
+import structlog
+
 from provisioning import refusals
-from provisioning.app.logging import configure_logging
 from provisioning.app.partner import (
     ANSWERED,
+    FAILED,
     OPENING,
     READ_OCTETS,
     REFUSED,
@@ -29,8 +29,10 @@ from provisioning.app.partner import (
     PartnerLost,
     PartnerRefused,
     Work,
+    begin,
     frame,
     frames,
+    settle_memory,
 )
 from provisioning.attestation.evidence import ActivatedChallenge, context_of, verify_attestation_key
 from provisioning.attestation.policy import Policy
@@ -41,13 +43,15 @@ from provisioning.issuance.csr import verify_possession
 from provisioning.refusals import Finding, Refusal, VerifierUnavailable
 from provisioning.verifier import Accepted, Shown, accept
 
-POSSESSION, SIGNATURE, POLICY, EVIDENCE = 1, 2, 3, 4
-"""What a verifier is asked for. A policy goes before the first evidence that is judged by it, once."""
-YOUNG_MOST = 20_000
-"""Objects that are made before the youngest are looked at for cycles."""
+POSSESSION, SIGNATURE, EVIDENCE = 1, 2, 3
+"""What a verifier is asked for. A policy goes with the first evidence that is judged by it, once."""
+POLICIES_MOST = 64
+"""More are not kept: all are forgotten, and told again with the next evidence."""
 ANSWERS_AT_ONCE = 8
 """So many answers go together: the worker goes on with these, and the partner with the rest."""
 _LENGTHS = struct.Struct("<HH")
+
+_log = structlog.get_logger()
 
 
 class PartnerVerifier:
@@ -57,7 +61,7 @@ class PartnerVerifier:
         """Start it on that core; `ready` waits for it."""
         arguments = [] if core is None else ["--core", str(core)]
         self._told: set[tuple[int, str]] = set()
-        """The policies that it has."""
+        """The policies that it has, or gets with what was sent already."""
         self._partner = Partner(Work("verifier", "provisioning.app.verifying", arguments), lambda _: self._told.clear())
         self._partner.start()
 
@@ -80,22 +84,24 @@ class PartnerVerifier:
         """See `Verifier`."""
         if shown.policy.ima is not None or shown.ima_log is not None:  # it holds keys, which do not travel
             return accept(shown)
-        policy, at = shown.policy, (shown.policy_id, shown.policy.mode)
+        at = shown.policy_id, shown.policy.mode
+        if len(self._told) >= POLICIES_MOST:
+            self._told.clear()
+        is_first, policy = not self._told, None
         if at not in self._told:
-            without_roots = replace(policy, ek_roots=(), identity_roots=(), crls=())
-            await self._asked(POLICY, pickle.dumps((at, without_roots)))
-            self._told.add(at)
-        content = (
-            shown.evidence,
-            shown.boot_log,
-            replace(shown.activated.challenge, secret=b""),
-            shown.activated.csr,
-            at,
-            shown.previous,
-            shown.release_values,
-            shown.device,
+            policy = replace(shown.policy, ek_roots=(), identity_roots=(), crls=())
+        content = pickle.dumps(
+            (
+                *(is_first, at, policy),
+                shown.evidence,
+                shown.boot_log,
+                replace(shown.activated.challenge, secret=b""),
+                shown.activated.csr,
+                *(shown.previous, shown.release_values, shown.device),
+            )
         )
-        return accepted(await self._asked(EVIDENCE, pickle.dumps(content)))
+        self._told.add(at)  # it is in this very request, and requests are done in their order
+        return accepted(await self._asked(EVIDENCE, content))
 
     def close(self) -> None:
         """It ends."""
@@ -107,6 +113,7 @@ class PartnerVerifier:
         except PartnerRefused as told:
             raise refusal_of(str(told)) from told
         except PartnerLost as lost:
+            self._told.clear()  # what was sent with this request did not arrive, as far as is known
             raise VerifierUnavailable(expected="a verdict", actual=lost) from lost
 
 
@@ -171,25 +178,33 @@ def _signature(content: bytes) -> bytes:
 _policies: dict[tuple[int, str], Policy] = {}
 
 
-def _policy(content: bytes) -> bytes:
-    at, policy = pickle.loads(content)  # noqa: S301  by the worker, over a socket of its own
-    _policies[at] = policy
-    return b""
-
-
 def _evidence(content: bytes) -> bytes:
-    evidence, log, challenge, csr, at, *given = pickle.loads(content)  # noqa: S301  the same
+    given = pickle.loads(content)  # noqa: S301  by the worker, over a socket of its own
+    is_first, at, policy, evidence, log, challenge, csr, *rest = given
+    if is_first:
+        _policies.clear()
+    if policy is not None:
+        _policies[at] = policy
     ak = verify_attestation_key(challenge.ak_public)
     activated = ActivatedChallenge(challenge, ak, csr, context_of(challenge, ak, csr))
-    return proven(accept(Shown(evidence, log, None, activated, at[0], _policies[at], *given)))
+    return proven(accept(Shown(evidence, log, None, activated, at[0], _policies[at], *rest)))
 
 
 _WORK: dict[int, Callable[[bytes], bytes]] = {
     POSSESSION: _possession,
     SIGNATURE: _signature,
-    POLICY: _policy,
     EVIDENCE: _evidence,
 }
+
+
+def _answer(kind: int, content: bytes) -> tuple[int, bytes]:
+    try:
+        return ANSWERED, _WORK[kind](content)
+    except Refusal as refusal:
+        return REFUSED, told(refusal)
+    except BaseException as error:  # noqa: BLE001  the outer edge: what a stranger sent must not end it for all others
+        _log.exception("verifier.failed", kind=kind)  # a panic of a library in Rust is no Exception
+        return FAILED, type(error).__name__.encode()
 
 
 def _serve(connection: socket.socket) -> None:
@@ -202,10 +217,7 @@ def _serve(connection: socket.socket) -> None:
         for number, kind, content in frames(got):
             if number == OPENING:
                 continue
-            try:
-                answers.append(frame(number, ANSWERED, _WORK[kind](content)))
-            except Refusal as refusal:
-                answers.append(frame(number, REFUSED, told(refusal)))
+            answers.append(frame(number, *_answer(kind, content)))
             if len(answers) >= ANSWERS_AT_ONCE:
                 connection.sendall(b"".join(answers))
                 answers = []
@@ -216,16 +228,8 @@ def _serve(connection: socket.socket) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The child's entry."""
     parser = argparse.ArgumentParser(description="A partner of a worker of muster serve; not for people.")
-    parser.add_argument("--core", type=int)
-    parser.add_argument("--descriptor", type=int, required=True)
-    given = parser.parse_args(argv)
-    os.umask(0o077)
-    configure_logging()
-    if given.core is not None:
-        os.sched_setaffinity(0, {given.core})
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_MOST, 20, 20)
+    given = begin("verifier", parser, argv)
+    settle_memory()
     with socket.socket(fileno=given.descriptor) as connection:
         try:
             _serve(connection)

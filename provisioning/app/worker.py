@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import gc
 import os
 import resource
 import signal
@@ -20,7 +19,7 @@ from provisioning.app.broker import broker_socket
 from provisioning.app.compose import compose
 from provisioning.app.endpoints import Ports, bind_shared
 from provisioning.app.logging import configure_logging
-from provisioning.app.partner import PartnerLost
+from provisioning.app.partner import PartnerLost, settle_memory
 from provisioning.app.signatures import keep_counting
 from provisioning.app.supervisor import CANNOT_START
 from provisioning.app.tls import Contexts
@@ -38,8 +37,6 @@ from wire.codec import decode
 GRACE_SECONDS = 3.0
 FOLLOW_SECONDS = 1.0
 PORTS_MOST = 1024
-YOUNG_MOST = 20_000
-"""Objects that are made before the youngest are looked at for cycles."""
 
 _log = structlog.get_logger()
 
@@ -146,17 +143,6 @@ def main(argv: list[str] | None = None) -> int:
         _log.error("worker.refused", why=str(refused))
         return 1 if isinstance(refused.__cause__, TokenUnavailable | StorageUnavailable | PartnerLost) else CANNOT_START
     return 0
-
-
-def settle_memory() -> None:
-    """What is there now lives as long as the process: no collection looks at it again (a third of a long CRL).
-
-    What comes is looked for cycles in larger pieces: a request makes hundreds of objects and hardly ever a cycle, and
-    looking at those in flight again and again took a tenth of the processor time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_MOST, 20, 20)
 
 
 def stay_on_one_core(number: int) -> int | None:

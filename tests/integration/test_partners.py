@@ -57,7 +57,7 @@ async def eventually(ask):
         while True:
             try:
                 return await ask()
-            except (VerifierUnavailable, SigningUnavailable):
+            except (VerifierUnavailable, SigningUnavailable, partners.PartnerLost):
                 await asyncio.sleep(0.05)
 
 

@@ -229,6 +229,20 @@ def test_a_worker_that_meets_a_wrong_pin_later_ends_everything_after_one_attempt
     assert "canary" not in serving.log.read_text()
 
 
+def test_a_signer_that_meets_a_wrong_pin_later_ends_everything_after_one_attempt(serve, directory):
+    serving = serve()
+    serving.ready()
+    (worker,) = serving.children("provisioning.app.worker")
+    eventually(lambda: children(worker, "provisioning.app.signer"))
+    (signer,) = children(worker, "provisioning.app.signer")
+    directory.pin("muster").write_text("1234-canary")
+    os.kill(signer, signal.SIGKILL)
+    assert serving.process.wait(PATIENCE_SECONDS) == 1
+    assert serving.events().count("worker.refused") == 1
+    assert serving.log.read_text().count("keys.token_fails") == 1
+    assert "canary" not in serving.log.read_text()
+
+
 @pytest.mark.parametrize("missing", ["ca/issuing.crl", "tls/service.pem", "ca/root.pem", "muster.db"])
 def test_a_missing_file_is_named_with_its_cure(serve, directory, missing):
     (directory.root / missing).unlink()
