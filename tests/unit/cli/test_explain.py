@@ -46,6 +46,12 @@ def test_a_strangers_garbage_is_said_not_to_count_against_the_device():
     assert any("its health is untouched" in line for line in lines_of({**FOUND, "proven_own": False}))
 
 
+def test_what_retention_removed_is_said_and_what_is_whole_needs_no_word():
+    said = "kept; of what passed before, the IMA log was removed by retention"
+    assert f"  evidence  {said}" in lines_of({**FOUND, "evidence": said})
+    assert not any("evidence" in line for line in lines_of({**FOUND, "evidence": "kept"}))
+
+
 def test_a_stranger_without_a_record_is_one():
     lines = lines_of({**FOUND, "device": None, "serial": None, "check": None, "findings": [], "cure": ""})
     assert any("a stranger, by 192.0.2.1" in line for line in lines)
