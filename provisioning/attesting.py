@@ -143,8 +143,11 @@ class Outcome:
     entry: dict[str, Any]
 
 
-def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcome) -> None:
-    """Record that evidence passed: the evidence itself, the TPM's state, the device's health, the answer."""
+def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcome) -> bool:
+    """Record that evidence passed: the evidence itself, the TPM's state, the device's health, the answer.
+
+    Is it the first of a device that was never in service? Then there is nothing that it takes the place of.
+    """
     now = service.clock()
     at = int(now.timestamp())
     device_id, tpm = answered.device.id, outcome.pcrs.tpm
@@ -175,13 +178,16 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
         "firmware_version": format(tpm.firmware_version, "x"),
     }
     due = health.due_at(answered.policy, at, answered.challenge.nonce)
-    if not devices.attested(tx, device_id, at, due=due, **shown):
+    was = answered.device.state
+    is_first = bool(was == "registered")
+    if not devices.attested(tx, device_id, at, was=was, due=due, **shown):
         device = verify_same_identity(devices.by_id(tx, device_id), answered, at)
         verify_since_quarantine(device, answered)
         settled = health.change(tx, service, device, "passed", at, why=answered.challenge.flow)
         if settled != health.Health.HEALTHY and answered.challenge.flow != "attest":
             raise QuarantineStands(expected="no open finding about a clone", actual=f"health {settled}")
-        devices.attested(tx, device_id, at, due=due, settled=settled, **shown)
+        devices.attested(tx, device_id, at, was=device.state, due=due, settled=settled, **shown)
+        is_first = False
     if answered.device.ak_name != answered.ak_name:  # else it was looked for when the record got this AK
         notice_ak_twice(tx, service, device_id, answered.ak_name)
     observing.note_passed(service, tx, answered, outcome.pcrs, outcome.findings)
@@ -189,6 +195,7 @@ def passed(service: Service, tx: Connection, answered: Answered, outcome: Outcom
         detail = {"would_refuse": len(softened), "first": softened[0], "policy": answered.policy_id}
         notice(tx, service, Noticed(device_id, Kind.MONITOR, detail))
     leaves.add(tx, outcome.entry)
+    return is_first
 
 
 @dataclass(frozen=True, slots=True)

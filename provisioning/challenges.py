@@ -194,8 +194,7 @@ def use_up(tx: Connection, answered: Answered, at: int) -> None:
     """
     challenge, most = answered.challenge, answered.policy.enrollments_per_day
     if challenge.flow == "enroll" and answered.is_open:
-        device = devices.by_id(tx, answered.device.id)
-        enrolled = device is not None and device.state != "registered"
+        enrolled = devices.state_of(tx, answered.device.id) not in (None, "registered")
         if enrolled and enrollments.passed_since(tx, answered.device.id, at - DAY_SECONDS) >= most:
             raise EnrollmentQuotaSpent(expected=f"at most {most} a day", actual="one more")
     if not enrollments.take(tx, challenge.enrollment_id, answered.evidence_sha256):

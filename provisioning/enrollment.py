@@ -188,9 +188,9 @@ async def _issue(service: Service, answered: Answered, verified: Accepted, evide
 
     def recorded(tx: Connection, certificate: IssuedCertificate) -> None:
         outcome = attesting.Outcome(evidence, logs, verified.pcrs, verified.findings, ISSUED, entry)
-        attesting.passed(service, tx, answered, outcome)
-        enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
-        commands.forget_session(tx, device.id)
+        if not attesting.passed(service, tx, answered, outcome):
+            enrollments.supersede(tx, device.id, but=certificate.serial, revoke_at=attesting.grace(service, now))
+            commands.forget_session(tx, device.id)
         if answered.challenge.proof == "quote":
             endorsing.keep_identity(tx, device.id, answered.challenge.enrollment_id)
 

@@ -16,11 +16,13 @@ device, station, operator = (table_of(row) for row in (Device, Station, Operator
 assignment, release = table_of(Assignment), table_of(Release)
 
 _SHOWN = ("ak_name", "ak_public", "reset_count", "restart_count", "clock", "clock_safe", "firmware_version")
+_STATE = PreparedSelect(select(device.c.state).where(device.c.id == bindparam("id")))
 _ATTESTED = Prepared(
     update(device)
     .where(
         device.c.id == bindparam("device"),
         or_(device.c.state == "registered", device.c.state == "active"),
+        device.c.state == bindparam("was"),
         or_(device.c.health == "healthy", device.c.health == "unknown", device.c.health == bindparam("settled")),
         or_(
             device.c.ak_name.is_(None),
@@ -80,6 +82,12 @@ def by_id(tx: Connection, device_id: str) -> Record | None:
     return cast("Record | None", _BY_ID.first(tx, {"id": device_id}))
 
 
+def state_of(tx: Connection, device_id: str) -> str | None:
+    """Its state alone."""
+    found = _STATE.first(tx, {"id": device_id})
+    return None if found is None else str(found.state)
+
+
 def by_ek(tx: Connection, ek_id: str) -> Record | None:
     """The device whose EK has that id."""
     return cast("Record | None", _BY_EK.first(tx, {"ek_id": ek_id}))
@@ -135,15 +143,16 @@ def change(tx: Connection, device_id: str, **columns: object) -> None:
 
 
 def attested(
-    tx: Connection, device_id: str, at: int, *, due: int | None, settled: str = "healthy", **shown: object
+    tx: Connection, device_id: str, at: int, *, was: str, due: int | None, settled: str = "healthy", **shown: object
 ) -> bool:
     """A device's evidence passed: what its TPM showed, and the AK that it showed it with; `due` again at that time.
 
-    False, and nothing is changed, where the record has another AK that no approval covers at `at`, or is at its end; or
-    where its health is none from which a pass makes it healthy without more, nor the one that `settled` says it is.
+    False, and nothing is changed, where its state is not `was` (any more), or the end of it; where the record has
+    another AK that no approval covers at `at`; or where its health is none from which a pass makes it healthy without
+    more, nor the one that `settled` says it is.
     """
     new = {f"new_{name}": value for name, value in shown.items()}
-    row = {"device": device_id, "at": at, "next": due, "settled": settled, **new}
+    row = {"device": device_id, "was": was, "at": at, "next": due, "settled": settled, **new}
     return _ATTESTED(tx, row) == 1
 
 

@@ -20,6 +20,9 @@ _INSERT_REFUSED = prepared_insert(refused)
 _INSERT_SHOWN = prepared_insert(shown)
 _DELETE_SHOWN = Prepared(delete(shown).where(shown.c.device_id == bindparam("device")))
 _MARK_SHOWN = Prepared(update(device).where(device.c.id == bindparam("device")).values(shown=bindparam("digest")))
+_MARK_FIRST = Prepared(
+    update(device).where(device.c.id == bindparam("device"), device.c.shown.is_(None)).values(shown=bindparam("digest"))
+)
 
 
 def keep_refused(tx: Connection, row: dict[str, Any], most: int) -> None:
@@ -52,9 +55,10 @@ def findings_of_passed(tx: Connection, device_id: str, until: int, most: int) ->
 
 def put_shown(tx: Connection, device_id: str, model: str, values: Iterable[bytes], digest: bytes) -> None:
     """What a device shows now, in the place of what it showed before. `digest` is over all of it."""
-    _DELETE_SHOWN(tx, {"device": device_id})
+    if not _MARK_FIRST(tx, {"device": device_id, "digest": digest}):
+        _DELETE_SHOWN(tx, {"device": device_id})
+        _MARK_SHOWN(tx, {"device": device_id, "digest": digest})
     _INSERT_SHOWN.many(tx, [{"model": model, "value": value, "device_id": device_id} for value in sorted(set(values))])
-    _MARK_SHOWN(tx, {"device": device_id, "digest": digest})
 
 
 def others_showing(tx: Connection, model: str, value: bytes, device_id: str, most: int) -> int:

@@ -491,6 +491,8 @@ async def test_an_hsm_that_signs_other_bytes_issues_nothing(service, device, pol
 
 async def test_a_new_enrollment_forgets_the_session_of_the_old_identity(service, device, policy):
     (device_id,) = await registered(service, policy, ("A-1", device.certificate))
+    ak = device.ak()
+    await enroll(service, device, ak, device.key())
     values = {
         "session": "s",
         "session_number": 7,
@@ -501,7 +503,7 @@ async def test_a_new_enrollment_forgets_the_session_of_the_old_identity(service,
         "at": 0,
     }
     await service.ledger.write(lambda tx: commands.put_session(tx, device_id, values))
-    await enroll(service, device, device.ak(), device.key())
+    await enroll(service, device, ak, device.key())
     assert await service.store.read(lambda tx: commands.session_of(tx, device_id)) is None
 
 
