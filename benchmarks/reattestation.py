@@ -29,9 +29,10 @@ from hsm.softhsm import create_token, settings
 from hsm.token import Token
 from lab.light import LightDevice
 from lab.light_fleet import load_fleet, make_fleet
-from provisioning import enrollment, factory, outbox, policies, reattesting, rotation
+from provisioning import enrollment, factory, messaging, outbox, policies, reattesting, rotation
 from provisioning.app.compose import clock, compose
 from provisioning.app.installation import Installation, initialize
+from provisioning.app.worker import settle_memory
 from provisioning.cli.registration import read_registrations
 from provisioning.config import DataDirectory, load_config
 from provisioning.db import commands
@@ -45,7 +46,7 @@ from wire.messages import PAYLOAD_TYPE, Attest, AttestationEvidence, Attested, H
 
 FLEETS, EACH = 4, 2500
 """10,000 devices: each fleet has a model, a policy and an EK root of its own."""
-LANES = 16
+LANES = messaging.LANES
 """Devices that are worked on at once, as the bridge does."""
 ROWS = 4
 LATER = timedelta(hours=30)
@@ -114,6 +115,7 @@ async def _measured(directory: DataDirectory, folder: Path) -> float:
         members: dict[str, Member] = {}
         for number in range(FLEETS):
             members |= await _fleet(service, folder / f"fleet-{number}", f"light-{number}")
+        settle_memory()  # as a worker does
         spent = Spent()
         await _again(replace(service, clock=lambda: clock() + LATER), members, spent)
     return spent.seconds

@@ -33,8 +33,11 @@ DEVICE_RATE = Rate(per_second=10, burst=200)
 """How often one device may say something: a rotation takes three messages, an update ten."""
 COMPLAINTS = Rate(per_second=1, burst=20)
 """How often the log says that messages of one device were refused or dropped; the counters count all of them."""
-LANES = 16
-"""Messages of one device keep their order (their sequence rises); those of `LANES` devices run at once."""
+LANES = 64
+"""Messages of one device keep their order (their sequence rises); those of `LANES` devices run at once, and what they
+write at once is one commit."""
+LANE_MOST = 62
+"""Of `QUEUED_MOST`: no device takes the room of all others."""
 LONGEST_PAUSE_SECONDS = 8
 KEEPALIVE_SECONDS = 15
 END_SESSION_SECONDS = 2.0
@@ -62,7 +65,8 @@ class Bridge:
     def __init__(self, socket: Path, receive: Receive) -> None:
         self._receive = receive
         self._loop = asyncio.get_running_loop()
-        self._lanes: list[asyncio.Queue[_Arrived]] = [asyncio.Queue(QUEUED_MOST // LANES) for _ in range(LANES)]
+        self._lanes: list[asyncio.Queue[_Arrived]] = [asyncio.Queue(LANE_MOST) for _ in range(LANES)]
+        self._queued = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._rates, self._complaints = RateTable(DEVICE_RATE), RateTable(COMPLAINTS)
         self._socket = socket
@@ -116,6 +120,7 @@ class Bridge:
     async def _carry(self, lane: "asyncio.Queue[_Arrived]") -> None:
         while True:
             arrived = await lane.get()
+            self._queued -= 1
             outcome = "carried"
             try:
                 await self._receive(arrived.device, arrived.envelope)
@@ -134,11 +139,13 @@ class Bridge:
             self._drop("too-often", arrived.device)
             self._client.ack(arrived.mid, arrived.qos)
             return
-        try:
-            self._lanes[hash(arrived.device) % LANES].put_nowait(arrived)
-        except asyncio.QueueFull:
+        lane = self._lanes[hash(arrived.device) % LANES]
+        if lane.full() or self._queued >= QUEUED_MOST:
             # Not acknowledged: the broker sends it again after the next reconnect, the device after its own time-out.
             self._drop("full", arrived.device)
+            return
+        self._queued += 1
+        lane.put_nowait(arrived)
 
     def _drop(self, why: str, device: str) -> None:
         MESSAGES.labels("up", why).inc()

@@ -53,6 +53,7 @@ from wire.messages import (
 KIND = {PAYLOAD_TYPE[kind]: kind for kind in UP}
 FINAL_STATES = frozenset({"committed", "rolled_back", "failed", "refused", "superseded"})
 USABLE = ("issued", "superseded")
+_SHA256 = ec.ECDSA(hashes.SHA256())
 REMEDIAL = (Hello, AttestationEvidence, UpdateReport, Failed)
 """What a device in quarantine may say, by its certificate of quarantine."""
 
@@ -140,7 +141,7 @@ def _key_of(tbs: bytes, signature: bytes) -> ec.EllipticCurvePublicKey:
 
 def _is_signed(certificate: Record, signature: bytes, message: bytes) -> bool:
     try:
-        _key_of(certificate.tbs, certificate.signature).verify(signature, message, ec.ECDSA(hashes.SHA256()))
+        _key_of(certificate.tbs, certificate.signature).verify(signature, message, _SHA256)
     except InvalidSignature:
         return False
     return True

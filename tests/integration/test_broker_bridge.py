@@ -251,4 +251,9 @@ async def test_a_flood_is_dropped_and_the_memory_stays(tmp_path):
         bridge._on_message(Acknowledging(), None, Message("muster/v1/d-1/up"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert sum(lane.qsize() for lane in bridge._lanes) <= messaging.QUEUED_MOST
+    assert sum(lane.qsize() for lane in bridge._lanes) == messaging.LANE_MOST
+    for number in range(messaging.QUEUED_MOST * 2):
+        bridge._on_message(Acknowledging(), None, Message(f"muster/v1/d-{number}/up"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert sum(lane.qsize() for lane in bridge._lanes) == messaging.QUEUED_MOST
