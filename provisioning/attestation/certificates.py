@@ -98,8 +98,12 @@ def parse_certificate(der: bytes) -> Certificate:
 
 
 def read_strictly(der: bytes) -> Certificate:
-    """The certificate as `cryptography` reads it. Raises: what it raises, AlgorithmRefused, WeakKey."""
+    """The certificate as `cryptography` reads it.
+
+    Raises: what it raises, CertificateMalformed, AlgorithmRefused, WeakKey.
+    """
     parsed = x509.load_der_x509_certificate(der)
+    _verify_whole(der, parsed.signature)
     extensions = parsed.extensions
     found: dict[str, x509.ExtensionType] = {e.oid.dotted_string: e.value for e in extensions}
     constraints = found.get(_BASIC_CONSTRAINTS)
@@ -132,6 +136,16 @@ def read_leniently(der: bytes) -> Certificate:
         return _read_leniently(der)
     except LENIENT_REFUSALS as error:
         raise CertificateMalformed(expected="one X.509 certificate in DER", actual=type(error).__name__) from error
+
+
+def _verify_whole(ends_with_it: bytes, signature: bytes) -> bytes:
+    """The signature, a BIT STRING of whole octets: one of fewer bits is overlooked by both readers.
+
+    Raises: CertificateMalformed.
+    """
+    if not ends_with_it.endswith(b"\0" + signature):
+        raise CertificateMalformed(expected="a signature of whole octets", actual="a rest of bits")
+    return signature
 
 
 def signature_parameters(signed: bytes) -> bytes:
@@ -238,7 +252,7 @@ def _read_leniently(der: bytes) -> Certificate:
     return Certificate(
         der=der,
         tbs=tbs.dump(),
-        signature=parsed["signature_value"].native,
+        signature=_verify_whole(parsed["signature_value"].contents, parsed["signature_value"].native),
         signature_algorithm=parsed["signature_algorithm"]["algorithm"].dotted,
         signature_parameters=signature_parameters(der),
         serial=tbs["serial_number"].native,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lab.light import make_ak
 from provisioning.attestation.bundles import certificates_in
+from provisioning.attestation.certificates import read_leniently, read_strictly
 from provisioning.attestation.ek_store import EMPTY, EkStore, Role, judge, stored
 from provisioning.attestation.evidence import verify_activation, verify_evidence
 from provisioning.attestation.identity import (
@@ -328,6 +329,16 @@ def test_a_changed_octet_is_never_accepted(data):
     changed = certificate[:at] + bytes([certificate[at] ^ bit]) + certificate[at + 1 :]
     with pytest.raises(Refusal):
         identified(changed)
+
+
+@pytest.mark.parametrize("read", [read_strictly, read_leniently])
+def test_a_signature_of_fewer_bits_is_not_overlooked(read):
+    """Where its last bit is zero, one bit less is the same number."""
+    even = next(one for one in iter(iak, None) if not one[-1] & 1)
+    at = even.rindex(b"\0" + read(even).signature)
+    with pytest.raises(CertificateMalformed) as refused:
+        read(even[:at] + b"\x01" + even[at + 1 :])
+    assert refused.value.expected == "a signature of whole octets"
 
 
 @pytest.mark.skipif(not VECTORS.is_dir(), reason="no IDevID chain: ../shared/vectors is absent")
