@@ -1,7 +1,8 @@
 """The service's keys, as a worker has them: in a partner, which alone logs in to the tokens (`signer`).
 
-The worker, which reads what strangers send, has no PIN in its memory and no PKCS#11 module in its process. What it asks
-for is signed all the same, and counted: the partner cannot know what a request deserves.
+The worker, which reads what strangers send, has no PIN in its memory (but one that is in its environment: `env:NAME`)
+and no PKCS#11 module in its process. What it asks for is signed all the same, and counted: the partner cannot know what
+a request deserves.
 """
 
 import asyncio
