@@ -48,13 +48,19 @@ async def keep_counting(service: Service) -> None:
 
 
 async def flush(keys: HsmKeys | PartnerKeys, ledger: Ledger, at: int) -> None:
-    """Write what was counted; what cannot be written is kept for the next time."""
+    """Write what was counted; what cannot be written is kept for the next time.
+
+    So is what was being written when the process was asked to end: better twice, which is one message, than never.
+    """
     if taken := await keys.taken():
         try:
             await ledger.write(lambda tx: store(tx, taken, at))
         except Refusal as refusal:
             keys.give_back(taken)
             _log.warning("signatures.not_stored", code=refusal.code, actual=refusal.actual)
+        except asyncio.CancelledError:
+            keys.give_back(taken)
+            raise
 
 
 def flush_now(keys: HsmKeys | PartnerKeys, ledger: Ledger, at: int) -> None:

@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
@@ -84,9 +85,9 @@ class PartnerKeys:
         self._kept: list[Signed] = []
         self._arrived = 0
         arguments = [str(directory.root), *([] if core is None else ["--core", str(core)])]
-        deadline = config.hsm.deadline_milliseconds / 1000 + MARGIN_SECONDS
+        self._deadline = config.hsm.deadline_milliseconds / 1000 + MARGIN_SECONDS
         opening = json.dumps(list(dict.fromkeys(needed))).encode()
-        work = Work("signer", "provisioning.app.signer", arguments, opening, deadline, _is_final)
+        work = Work("signer", "provisioning.app.signer", arguments, opening, self._deadline, _is_final)
         self._partner = Partner(work, self._opened)
         self._partner.start()
         try:
@@ -117,7 +118,7 @@ class PartnerKeys:
         found = reference(key, b"", self._public[key])
         if not isinstance(found, EcKeyReference):
             raise KeyError(key)
-        return HsmEcKey(_Prepared(key, self._partner, asyncio.get_running_loop()), found)
+        return HsmEcKey(_Prepared(key, self._partner, asyncio.get_running_loop(), self._deadline), found)
 
     async def taken(self) -> list[Signed]:
         """What each key signed since this was last asked; keys that signed nothing are left out.
@@ -170,22 +171,30 @@ class PartnerKeys:
         return together(kept, taken)
 
 
+class SignedOnTheLoop(Exception):
+    """A defect: who signs there waits for an answer that only the waiting loop could take."""
+
+
 class _Prepared:
     """`hsm.key.Signs` for a library on a thread, by the partner of the event loop."""
 
-    def __init__(self, label: str, partner: Partner, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, label: str, partner: Partner, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.label = label
+        self._seconds = seconds
         self._partner = partner
         self._loop = loop
 
     def sign(self, key: KeyReference, data: bytes, how: Signing) -> bytes:  # noqa: ARG002 (it is this key)
-        """The raw signature. Raises: TokenUnavailable."""
+        """The raw signature. Raises: TokenUnavailable; SignedOnTheLoop, on a loop's thread."""
         if how is not ECDSA:
             raise TokenUnavailable(f"key {self.label!r} is on a curve")
+        with suppress(RuntimeError):  # there is none
+            asyncio.get_running_loop()
+            raise SignedOnTheLoop(self.label)
         asked = asyncio.run_coroutine_threadsafe(self._partner.ask(SIGN_PREPARED, named(self.label, data)), self._loop)
         try:
-            return asked.result()
-        except (PartnerLost, PartnerRefused, CancelledError) as failure:
+            return asked.result(self._seconds + MARGIN_SECONDS)  # else for ever, where the loop stops before it hears
+        except (PartnerLost, PartnerRefused, CancelledError, TimeoutError) as failure:
             raise TokenUnavailable(str(failure)) from failure
 
 

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from hsm.errors import WrongPin
 from provisioning.app import children as child_processes
 from provisioning.app import partner as partners
-from provisioning.app import verifying
+from provisioning.app import signatures, verifying
 from provisioning.app.children import give_up_child
 from provisioning.app.partner import PartnerFailed, PartnerLost
+from provisioning.app.signing import SignedOnTheLoop
 from provisioning.app.verifying import EVIDENCE, POSSESSION, SIGNATURE, PartnerVerifier
 from provisioning.config import ConfigurationRefused
 from provisioning.refusals import VerifierUnavailable
@@ -254,3 +257,30 @@ async def test_requests_while_it_is_replaced_are_refused_at_once_and_numbers_go_
             await alone.possession(csr(KEY))
         assert "does not answer" in refused.value.actual
         assert await eventually(lambda: alone._partner.ask(POSSESSION, csr(KEY))) == SPKI
+
+
+async def test_a_library_that_signs_on_the_loop_is_told_so_and_keeps_nobody_waiting(directory):
+    with signer(directory) as keys:
+        key = keys.key("command")
+        with pytest.raises(SignedOnTheLoop, match="command"):
+            key.sign(b"x", ec.ECDSA(SHA256()))
+        key.public_key().verify(await asyncio.to_thread(key.sign, b"x", ec.ECDSA(SHA256())), b"x", ec.ECDSA(SHA256()))
+
+
+async def test_what_was_being_stored_when_all_is_to_end_is_stored_at_the_end(directory):
+    with signer(directory) as keys:
+        await keys.sign("command", b"one")
+        begun = asyncio.Event()
+
+        class Ledger:
+            async def write(self, work):
+                begun.set()
+                await asyncio.sleep(3600)
+
+        flushing = asyncio.ensure_future(signatures.flush(keys, Ledger(), 1))
+        async with asyncio.timeout(60):
+            await begun.wait()
+        flushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flushing
+        assert [one.count for one in await keys.taken()] == [1]
