@@ -2,7 +2,7 @@
 
 Light devices (`lab.light`) make the load from processes of their own, which first shows that it could do twice as
 much. `limit` is what the primitives alone allow on one core, in the same run: what an enrollment cannot do without of
-RSA, ECDSA, the token and durable inserts, and nothing around them.
+RSA, ECDSA, the token and durable inserts, and nothing around them. The worker has one core, its partners another one.
 """
 
 import json
