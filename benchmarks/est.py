@@ -7,8 +7,8 @@ leaf and supersession in another, the PKCS#7. Leaves are sequenced and signed an
 service. The load comes from another process, with requests that were made before.
 
 `limit` is what the primitives alone allow on one core in the same run: verify the CSR's signature, sign in SoftHSM2,
-verify the signature. Nothing else: no HTTP, no database. The worker has one core and its partners another, so this is no
-efficiency; `csr_issue_cpu` is one: the processor time of all of them beside that of the same primitives.
+verify the signature. Nothing else: no HTTP, no database. The worker has one core and its partners another, so the ratio
+is no efficiency; that of `csr_issue_cpu` is: the processor time of all of them beside that of the same primitives.
 """
 
 import argparse
