@@ -39,7 +39,7 @@ TARGETS: dict[str, list[list[str]]] = {
     "setup": [],
     "demo": [["bin/muster", "demo"]],
     "up": [["bin/muster", "simulate", "--up"]],
-    "test": [["bin/python", "-m", "pytest", "-n", "2"]],
+    "test": [["bin/python", "-m", "pytest", "-n", "2", "--dist", "loadfile"]],
     "bench": [["bin/python", "-m", "benchmarks"]],
     "mutants": [["bin/python", "tests/mutants.py"]],
     "check": [
