@@ -56,7 +56,7 @@ def written(taken: Iterable[Signed]) -> bytes:
 def read(content: bytes) -> list[Signed]:
     """The inverse of `written`."""
     return [
-        Signed(key_id, name, count, tuple(bytes(part) for part in _split(bytes.fromhex(digests))))
+        Signed(key_id, name, count, tuple(_split(bytes.fromhex(digests))))
         for key_id, name, count, digests in json.loads(content)
     ]
 

@@ -126,6 +126,32 @@ async def test_a_lane_whose_work_breaks_it_answers_and_goes_on():
     lane.close()
 
 
+async def test_what_is_asked_for_in_turns_that_follow_each_other_goes_together(monkeypatch):
+    monkeypatch.setattr("provisioning.db.lane.GATHER_SECONDS", 20)
+    groups = []
+    lane = Lane("gathers", lambda jobs: groups.append([job.work for job in jobs]), deadline_seconds=20)
+    tasks = []
+    for number in range(6):
+        tasks.append(asyncio.create_task(lane.do(number)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert groups == [list(range(6))]
+    lane.close()
+
+
+async def test_a_loop_that_brings_more_all_the_time_keeps_nobody_waiting(monkeypatch):
+    monkeypatch.setattr("provisioning.db.lane.GATHER_SECONDS", 0)
+    groups = []
+    lane = Lane("gathers", lambda jobs: groups.append([job.work for job in jobs]), deadline_seconds=20)
+    tasks = []
+    while not groups:
+        tasks.append(asyncio.create_task(lane.do(len(tasks))))
+        await asyncio.sleep(0)
+    assert len(groups[0]) < len(tasks)
+    await asyncio.gather(*tasks)
+    lane.close()
+
+
 async def test_work_that_raises_what_no_future_takes_leaves_nobody_waiting(engine):
     ledger = Ledger(engine)
     async with asyncio.timeout(20):
